@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// MaxEndpointsPerSlice keeps a slice small, so that one pod's change rewrites little.
+const MaxEndpointsPerSlice = 64
+
+// SliceEndpoint is the addresses of one pod and who it is.
+type SliceEndpoint struct {
+	// namespace of the pod.
+	Namespace string `json:"namespace"`
+	// name of the pod.
+	Name string `json:"name"`
+	// addresses of the pod.
+	// +kubebuilder:validation:MaxItems=8
+	// +listType=atomic
+	Addresses []string `json:"addresses"`
+	// identity is the number of a CiliumIdentity that the API server has confirmed.
+	// +kubebuilder:validation:Minimum=256
+	// +kubebuilder:validation:Maximum=16777215
+	Identity int64 `json:"identity"`
+}
+
+// CiliumEndpointSliceSpec is a part of the pods of one node.
+type CiliumEndpointSliceSpec struct {
+	// node that runs the pods. It never changes.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the node of a slice never changes"
+	// +kubebuilder:validation:MaxLength=253
+	Node string `json:"node"`
+	// endpoints of this slice.
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	// +optional
+	Endpoints []SliceEndpoint `json:"endpoints,omitempty"`
+}
+
+// CiliumEndpointSlice tells the other agents which address has which identity on one node. An address counts only
+// when it lies in a prefix of that node's CiliumNode. Spec is written by the node's agent; it is owned by the CiliumNode.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:scope=Cluster,categories=cilium,shortName=ces
+type CiliumEndpointSlice struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec CiliumEndpointSliceSpec `json:"spec"`
+}
+
+// CiliumEndpointSliceList is a list of CiliumEndpointSlice.
+// +kubebuilder:object:root=true
+type CiliumEndpointSliceList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []CiliumEndpointSlice `json:"items"`
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// FeatureOutcome is what a probe of the kernel said.
+// +kubebuilder:validation:Enum=Supported;Unsupported;Unknown;Forbidden
+type FeatureOutcome string
+
+const (
+	FeatureSupported   FeatureOutcome = "Supported"
+	FeatureUnsupported FeatureOutcome = "Unsupported"
+	FeatureUnknown     FeatureOutcome = "Unknown"
+	FeatureForbidden   FeatureOutcome = "Forbidden"
+)
+
+// FeatureReport is one probed kernel feature.
+type FeatureReport struct {
+	// name of the feature.
+	Name string `json:"name"`
+	// outcome of the probe.
+	Outcome FeatureOutcome `json:"outcome"`
+	// using says what the datapath does with it, or which fallback it uses.
+	// +optional
+	Using string `json:"using,omitempty"`
+	// message is the probe's error, if any.
+	// +optional
+	Message string `json:"message,omitempty"`
+}
+
+// KernelReport is what the agent found the kernel to be.
+type KernelReport struct {
+	// release as uname -r prints it.
+	// +optional
+	Release string `json:"release,omitempty"`
+	// features probed, by name.
+	// +listType=map
+	// +listMapKey=name
+	// +optional
+	Features []FeatureReport `json:"features,omitempty"`
+}
+
+// ProgramReport is one eBPF program in force.
+type ProgramReport struct {
+	// name of the hook, such as from_pod.
+	Name string `json:"name"`
+	// attach says how: tcx, clsact or cgroup.
+	Attach string `json:"attach"`
+	// devices counts the interfaces or cgroups that it is attached to.
+	Devices int32 `json:"devices"`
+	// tag is the kernel's hash of the program's instructions.
+	// +optional
+	Tag string `json:"tag,omitempty"`
+}
+
+// MapReport is one eBPF map.
+type MapReport struct {
+	// name of the map.
+	Name string `json:"name"`
+	// entries in use; -1 where the kernel cannot tell cheaply.
+	Entries int64 `json:"entries"`
+	// maxEntries of the map.
+	MaxEntries int64 `json:"maxEntries"`
+	// bytes of kernel memory.
+	Bytes int64 `json:"bytes"`
+}
+
+// IPAMReport is how many addresses of the node's prefixes are in use.
+type IPAMReport struct {
+	// prefix in CIDR text.
+	Prefix string `json:"prefix"`
+	// used addresses.
+	Used int64 `json:"used"`
+	// resting addresses, freed less than a minute ago.
+	Resting int64 `json:"resting"`
+	// total addresses that the prefix can give.
+	Total int64 `json:"total"`
+}
+
+// PacketCounter counts packets that ended with one reason at one hook since the node's datapath was made.
+type PacketCounter struct {
+	// hook where the packet ended.
+	Hook string `json:"hook"`
+	// reason, as in flows and metrics.
+	Reason string `json:"reason"`
+	// dropped is true when the packet went nowhere.
+	Dropped bool `json:"dropped"`
+	// packets so far.
+	Packets int64 `json:"packets"`
+	// bytes so far.
+	Bytes int64 `json:"bytes"`
+}
+
+// CiliumNodeReportStatus is what one agent says to people and to the operator.
+type CiliumNodeReportStatus struct {
+	// observedConfigGeneration is the generation of the CiliumConfig in force here; 0 means the defaults.
+	// +optional
+	ObservedConfigGeneration int64 `json:"observedConfigGeneration,omitempty"`
+	// agentVersion that wrote this.
+	// +optional
+	AgentVersion string `json:"agentVersion,omitempty"`
+	// bootID of the machine.
+	// +optional
+	BootID string `json:"bootID,omitempty"`
+	// routing in force, such as "VXLAN (header in eBPF)".
+	// +optional
+	Routing string `json:"routing,omitempty"`
+	// masquerade in force, such as "IPv4, IPv6 on eth0".
+	// +optional
+	Masquerade string `json:"masquerade,omitempty"`
+	// devices that carry traffic off the node.
+	// +listType=atomic
+	// +optional
+	Devices []string `json:"devices,omitempty"`
+	// podMTU in bytes.
+	// +optional
+	PodMTU int32 `json:"podMTU,omitempty"`
+	// endpoints on this node.
+	// +optional
+	Endpoints int32 `json:"endpoints"`
+	// kernel that the agent found.
+	// +optional
+	Kernel KernelReport `json:"kernel,omitzero"`
+	// programs in force.
+	// +listType=map
+	// +listMapKey=name
+	// +optional
+	Programs []ProgramReport `json:"programs,omitempty"`
+	// maps in use.
+	// +listType=map
+	// +listMapKey=name
+	// +optional
+	Maps []MapReport `json:"maps,omitempty"`
+	// ipam is the use of each prefix.
+	// +listType=map
+	// +listMapKey=prefix
+	// +optional
+	IPAM []IPAMReport `json:"ipam,omitempty"`
+	// drops counts dropped packets by hook and reason, the non-zero ones.
+	// +kubebuilder:validation:MaxItems=512
+	// +listType=atomic
+	// +optional
+	Drops []PacketCounter `json:"drops,omitempty"`
+	// conditions are Ready, KernelSupported, DatapathReady, CNIConfigured.
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// CiliumNodeReport is what one agent says of its node to people and to the operator: conditions, kernel, programs,
+// maps, counters. No agent watches it. Status is written by the agent; it is owned by the CiliumNode of the same name.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,categories=cilium,shortName=cnr
+type CiliumNodeReport struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Status CiliumNodeReportStatus `json:"status,omitzero"`
+}
+
+// CiliumNodeReportList is a list of CiliumNodeReport.
+// +kubebuilder:object:root=true
+type CiliumNodeReportList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []CiliumNodeReport `json:"items"`
+}

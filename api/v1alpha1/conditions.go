@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+// Condition types, as kstatus reads them. Ready is present from the first write.
+const (
+	// ConditionReady is True when the object's purpose is fulfilled.
+	ConditionReady = "Ready"
+	// ConditionReconciling is True while a newer generation is being carried out.
+	ConditionReconciling = "Reconciling"
+	// ConditionStalled is True when only a change by a person can help.
+	ConditionStalled = "Stalled"
+	// ConditionPrefixesAssigned is False on a CiliumNode or CiliumConfig when a pool is exhausted.
+	ConditionPrefixesAssigned = "PrefixesAssigned"
+	// ConditionDatapathReady is True on a CiliumNodeReport once programs and maps are in force.
+	ConditionDatapathReady = "DatapathReady"
+	// ConditionKernelSupported is False on a CiliumNodeReport when the kernel lacks what has no fallback.
+	ConditionKernelSupported = "KernelSupported"
+	// ConditionCNIConfigured is True on a CiliumNodeReport once kubelet can call the plugin.
+	ConditionCNIConfigured = "CNIConfigured"
+	// ConditionConnectedToAPI is False on a CiliumNodeReport that an agent last wrote before losing the API server.
+	ConditionConnectedToAPI = "ConnectedToAPI"
+)
+
+const (
+	// ConfigName is the name of the one CiliumConfig that is honoured.
+	ConfigName = "default"
+	// TaintAgentNotReady keeps pods off a node whose datapath has never been ready.
+	TaintAgentNotReady = "node.kube-cilium.io/agent-not-ready"
+	// AgentLeaseNamespace holds one Lease per node, named AgentLeasePrefix + node name, renewed by its agent.
+	AgentLeaseNamespace = "kube-cilium-system"
+	// AgentLeasePrefix begins the name of an agent's Lease.
+	AgentLeasePrefix = "cilium-agent-"
+	// LabelNode names the node on objects that an agent writes for it.
+	LabelNode = "kube-cilium.io/node"
+)
+
+// Field managers of server-side apply, one per writer.
+const (
+	AgentFieldManager    = "cilium-agent"
+	OperatorFieldManager = "cilium-operator"
+)
