@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * This file holds the constants that the agent sets before it loads a program,
+ * so that the verifier prunes what is off. A change means: load again and flip
+ * the slot. Program files define them by including this file once.
+ */
+#ifndef KUBE_CILIUM_CONFIG_H
+#define KUBE_CILIUM_CONFIG_H
+
+/* Address of this node on the underlay, the source of the tunnel; zero: no such family. */
+const volatile union addr node_ipv4 = {};
+const volatile union addr node_ipv6 = {};
+/* ifindex of the only uplink; 0: several, ask the routes. */
+const volatile __u32 uplink_ifindex = 0;
+/* ifindex of the VXLAN device; 0: none (native routing). */
+const volatile __u32 overlay_ifindex = 0;
+/* UDP port of the tunnel, host order; 0: no tunnel. */
+const volatile __u16 tunnel_port = 0;
+/* Build the VXLAN header here (needs bpf_skb_adjust_room with ENCAP_L2_ETH, Linux 5.13 for the flag); else the device does. */
+const volatile bool encap_in_bpf = false;
+/* bpf_redirect_peer exists (Linux 5.10); else bpf_redirect to the host's end. */
+const volatile bool have_redirect_peer = false;
+/* bpf_redirect_neigh exists (Linux 5.10); else the stack forwards. */
+const volatile bool have_redirect_neigh = false;
+const volatile bool masquerade_ipv4 = false;
+const volatile bool masquerade_ipv6 = false;
+/* Largest inner packet that a pod may send off the node, bytes, without its Ethernet header. */
+const volatile __u32 pod_mtu = 1450;
+/* Lowest and highest port that masquerade gives out, host order. */
+const volatile __u16 nat_port_min = 32768;
+const volatile __u16 nat_port_max = 65535;
+/* Report every packet of a flow, not the first, the flags and one an interval. */
+const volatile bool trace_every_packet = false;
+
+#endif

@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * This file holds every struct and number that crosses the line between the
+ * kernel and the agent. Go gets them from here through bpf2go; nothing is
+ * written twice. docs/design/maps.md is the contract in prose: change both.
+ *
+ * Byte order: __be16 and __be32 are network order, __u16 and __u32 host order.
+ * Padding is always spelled out and zero: keys are compared as bytes.
+ */
+#ifndef KUBE_CILIUM_TYPES_H
+#define KUBE_CILIUM_TYPES_H
+
+/*
+ * One form for both families: IPv6 as it is, IPv4 as ::ffff:a.b.c.d.
+ * Network order throughout.
+ */
+union addr {
+	__u8 b[16];
+	__be32 w[4];
+	__u64 d[2];
+};
+
+/* Numbers below 256 are reserved; 1 to 11 mean what Hubble's API means by them. */
+enum identity {
+	IDENTITY_UNKNOWN = 0,
+	IDENTITY_HOST = 1,		/* a socket of this node */
+	IDENTITY_WORLD = 2,
+	IDENTITY_UNMANAGED = 3,
+	IDENTITY_HEALTH = 4,
+	IDENTITY_INIT = 5,
+	IDENTITY_REMOTE_NODE = 6,	/* a socket of another node */
+	IDENTITY_KUBE_APISERVER = 7,
+	IDENTITY_INGRESS = 8,
+	IDENTITY_WORLD_IPV4 = 9,
+	IDENTITY_WORLD_IPV6 = 10,
+	IDENTITY_PENDING = 127,		/* inside the cluster, not known yet */
+	IDENTITY_MIN_ALLOCATED = 256,
+	IDENTITY_MAX = 0xffffff,	/* 24 bits: it travels as the VNI */
+};
+
+/* Where a packet was judged. The number is the slot in `hooks` and a part of the metrics index. */
+enum hook {
+	HOOK_FROM_POD = 0,
+	HOOK_TO_POD,
+	HOOK_FROM_NETDEV,
+	HOOK_TO_NETDEV,
+	HOOK_FROM_OVERLAY,
+	HOOK_TO_OVERLAY,
+	HOOK_CONNECT,
+	HOOK_SENDMSG,
+	HOOK_RECVMSG,
+	HOOK_GETPEERNAME,
+	HOOK_MAX,
+};
+
+/* A socket's or packet's skb mark while it crosses the host's stack. Bits 12 to 15 are kube-proxy's. */
+enum mark {
+	MARK_MAGIC_MASK = 0x0f00,
+	MARK_IDENTITY = 0x0d00,	/* bits 16-31: identity & 0xffff, bits 0-7: identity >> 16 */
+	MARK_ACCEPTED = 0x0e00,	/* the same bits; and the packet was already judged by this node's uplink program */
+};
+
+/* A local address: a pod's, or one of this host. */
+enum endpoint_flags {
+	ENDPOINT_HOST = 1 << 0,		/* an address of this host; only identity counts */
+};
+
+struct endpoint {
+	__u32 ifindex;		/* the host's end of the veth pair */
+	__u32 identity;
+	__u16 id;		/* 1 to MAX_ENDPOINTS - 1; 0: the host */
+	__u16 flags;
+	__u8 mac[6];		/* the pod's end */
+	__u8 host_mac[6];	/* the host's end */
+};
+
+/* The pod behind an interface: who may speak from there. An address of all zeroes: none of that family. */
+struct pod_interface {
+	union addr ipv4;
+	union addr ipv6;
+	__u32 identity;
+	__u16 id;
+	__u16 flags;
+	__u8 mac[6];
+	__u8 host_mac[6];
+	__u32 pad;
+};
+
+enum peer_flags {
+	PEER_TUNNEL = 1 << 0,		/* goes through the tunnel to `node` */
+	PEER_NATIVE = 1 << 1,		/* goes as it is, without masquerade */
+	PEER_NODE = 1 << 2,		/* an address of another node's host */
+	PEER_CLUSTER = 1 << 3,		/* inside the cluster's pools: unknown means pending, not world */
+	PEER_NO_MASQUERADE = 1 << 4,	/* outside, and to see the pod's own address */
+};
+
+/* Who an address is and where it lives. */
+struct peer {
+	union addr node;	/* underlay address of the node; zero: nobody's */
+	__u32 identity;
+	__u32 flags;
+};
+
+struct prefix_key {
+	__u32 prefixlen;	/* of the 16-byte form: IPv4 /24 is 120 */
+	union addr addr __attribute__((packed, aligned(4)));
+};
+
+/* What this node knows of another node's underlay address. */
+struct node {
+	__u32 mtu;		/* of the path, bytes, 0: the device's */
+	__u32 mtu_expires;	/* tick */
+};
+
+/* An uplink: what packets that leave by it look like. */
+struct device {
+	union addr ipv4;	/* source of masqueraded IPv4; zero: none */
+	union addr ipv6;
+	__u8 mac[6];
+	__u16 flags;
+	__u32 mtu;
+};
+
+/*
+ * A connection's name, the same from both directions: lo is the smaller of the
+ * two (address, port) pairs as bytes. For ICMP echo both ports are the echo's
+ * identifier and class tells who asked, so that a request is never taken for
+ * the reply to a request of the other side.
+ */
+enum flow_class {
+	FLOW_ORDINARY = 0,
+	FLOW_ECHO_FROM_LO = 1,
+	FLOW_ECHO_FROM_HI = 2,
+};
+
+struct flow_key {
+	union addr lo;
+	union addr hi;
+	__be16 lo_port;
+	__be16 hi_port;
+	__u8 proto;
+	__u8 class;
+	__u16 zone;		/* 0 */
+};
+
+enum conn_flags {
+	CONN_FROM_HI = 1 << 0,		/* hi began it; otherwise lo */
+	CONN_ANSWERED = 1 << 1,		/* both sides have spoken */
+	CONN_POINTER = 1 << 2,		/* a translated name: addr and port are the original source's */
+	CONN_MASQUERADED = 1 << 3,	/* addr and port are the source that the other side sees */
+	CONN_STACK = 1 << 4,		/* crossed the host's stack: replies do too */
+	CONN_TUNNEL = 1 << 5,		/* came through the tunnel: replies do too */
+	CONN_CLOSING = 1 << 6,		/* FIN both ways, or RST */
+};
+
+/* What one side's policy said, and of which state of the tables. */
+struct judgement {
+	__u32 generation;	/* read before the lookup */
+	__u32 rule;		/* 0: no rule, the default */
+	__u16 table;
+	__u8 verdict;		/* 0: not judged here, 1: allowed, 2: denied */
+	__u8 pad;
+};
+
+/* One tick is 2^30 ns of CLOCK_MONOTONIC, about 1.07 s. */
+struct conn {
+	__u32 seen;		/* tick of the last packet */
+	__u32 reported;		/* tick of the last report */
+	__u8 tcp_flags[2];	/* ever seen: [0] original direction, [1] reply */
+	__u8 reported_flags[2];
+	__u16 flags;
+	__u16 endpoint;		/* in whose unanswered table it began */
+	__u32 identity;		/* of the side that began it */
+	struct judgement side[2];	/* [0] egress of the source, [1] ingress of the destination */
+	__u32 pad;
+	union addr addr;
+	__be16 port;
+	__u16 pad2;
+	__u32 ifindex;		/* uplink that carries it, 0: by route */
+};
+
+struct fragment_key {
+	union addr saddr;
+	union addr daddr;
+	__be32 id;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct fragment {
+	__be16 sport;
+	__be16 dport;
+	__u32 seen;		/* tick */
+};
+
+struct service_key {
+	union addr addr;
+	__be16 port;		/* 0: the address is a service's, whatever the port */
+	__u8 proto;		/* IPPROTO_*, 0 with port 0 */
+	__u8 pad[5];
+};
+
+struct service {
+	__u32 id;
+	__u16 backends;		/* slots 0 to backends - 1 are filled */
+	__u16 flags;
+};
+
+struct backend_key {
+	__u32 service;
+	__u16 slot;
+	__u16 pad;
+};
+
+struct backend {
+	union addr addr;
+	__be16 port;
+	__u16 flags;
+	__u32 pad;
+};
+
+/* What a socket called its peer before translation. */
+struct service_name_key {
+	__u64 cookie;
+	union addr addr;	/* the backend's */
+	__be16 port;
+	__u8 proto;
+	__u8 pad[5];
+};
+
+struct service_name {
+	union addr addr;	/* the service's */
+	__be16 port;
+	__u8 pad[6];
+};
+
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* What changes while programs run; written by the agent through the mapped array. */
+struct settings {
+	__u32 generation;	/* of the verdict tables */
+	__u32 report_interval;	/* ticks between reports of a live flow */
+	__u32 flags;
+	__u32 pad;
+};
+
+enum event_type {
+	EVENT_DROP = 1,
+	EVENT_TRACE = 2,
+	EVENT_VERDICT = 3,
+};
+
+enum event_flags {
+	EVENT_REPLY = 1 << 0,
+	EVENT_DIRECTION_KNOWN = 1 << 1,	/* EVENT_REPLY means something */
+	EVENT_INGRESS = 1 << 2,
+	EVENT_TRANSLATED = 1 << 3,	/* xlate_* hold the source after masquerade */
+	EVENT_FRAGMENT = 1 << 4,
+	EVENT_TUNNEL = 1 << 5,
+};
+
+struct event {
+	__u64 time;		/* ns, CLOCK_MONOTONIC */
+	__u8 type;
+	__u8 reason;		/* enum reason */
+	__u8 hook;
+	__u8 flags;
+	__u8 proto;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	union addr saddr;
+	union addr daddr;
+	union addr xlate_addr;
+	__be16 sport;
+	__be16 dport;
+	__be16 xlate_port;
+	__u16 endpoint;		/* the pod of this node that the event is about; 0: none */
+	__u32 src_identity;
+	__u32 dst_identity;
+	__u32 ifindex;
+	__u32 length;		/* bytes, of the packet as the hook saw it */
+	__u32 rule;
+	__u32 pad;
+};
+
+#define MAX_ENDPOINTS 4096
+#define REASONS 256
+
+_Static_assert(sizeof(union addr) == 16, "addr");
+_Static_assert(sizeof(struct endpoint) == 24, "endpoint");
+_Static_assert(sizeof(struct pod_interface) == 56, "pod_interface");
+_Static_assert(sizeof(struct peer) == 24, "peer");
+_Static_assert(sizeof(struct prefix_key) == 20, "prefix_key");
+_Static_assert(sizeof(struct device) == 48, "device");
+_Static_assert(sizeof(struct flow_key) == 40, "flow_key");
+_Static_assert(sizeof(struct conn) == 72, "conn");
+_Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
+_Static_assert(sizeof(struct service_key) == 24, "service_key");
+_Static_assert(sizeof(struct backend) == 24, "backend");
+_Static_assert(sizeof(struct service_name_key) == 32, "service_name_key");
+_Static_assert(sizeof(struct event) == 96, "event");
+
+#endif
