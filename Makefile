@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# `make` alone prints the verbs. Everything that is downloaded or built for a
+# test cluster is kept in $(KUBE_CILIUM_CACHE).
+
+SHELL := /bin/bash -o pipefail
+.DEFAULT_GOAL := help
+
+export CGO_ENABLED := 0
+export GOFLAGS := -buildvcs=false
+export KUBE_CILIUM_CACHE ?= $(HOME)/.cache/kube-cilium
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X github.com/kube-cilium/kube-cilium/internal/version.Version=$(VERSION)
+CLUSTER ?= demo
+WORKERS ?= 2
+INSTALL_DIR ?= $(HOME)/.local/bin
+BINARIES := cilium-agent cilium-operator cilium-cni
+TEST_CLUSTER = $(CURDIR)/bin/test-cluster
+
+##@ General
+
+.PHONY: help
+help: ## Show this help.
+	@awk 'BEGIN {FS = ":.*##"; printf "Usage:\n  make \033[36m<target>\033[0m\n"} \
+	/^[a-zA-Z0-9_-]+:.*?##/ { printf "  \033[36m%-16s\033[0m %s\n", $$1, $$2 } \
+	/^##@/ { printf "\n\033[1m%s\033[0m\n", substr($$0, 5) }' $(MAKEFILE_LIST)
+
+##@ A real cluster
+
+.PHONY: up
+up: build plugins test-cluster ## Bring a real cluster up on this machine, on our network, with the demo. CLUSTER=, WORKERS=
+	$(TEST_CLUSTER) up --name $(CLUSTER) --workers $(WORKERS) --cni ours
+	hack/demo $(CLUSTER)
+
+.PHONY: down
+down: test-cluster ## Take the cluster down; nothing is left behind.
+	$(TEST_CLUSTER) down --name $(CLUSTER)
+
+.PHONY: status
+status: test-cluster ## Show the cluster's addresses and where its kubeconfig is.
+	$(TEST_CLUSTER) status --name $(CLUSTER)
+
+##@ Build
+
+.PHONY: build
+build: $(BINARIES:%=bin/%) ## Build the agent, the operator and the CNI plugin.
+
+.PHONY: plugins
+plugins: bin/kubectl-cilium bin/kubectl-hubble ## Build both kubectl plugins and install them into INSTALL_DIR.
+	@mkdir -p $(INSTALL_DIR)
+	install -m 0755 bin/kubectl-cilium bin/kubectl-hubble $(INSTALL_DIR)/
+	ln -sf kubectl-cilium $(INSTALL_DIR)/kubectl_complete-cilium
+	ln -sf kubectl-hubble $(INSTALL_DIR)/kubectl_complete-hubble
+
+.PHONY: bin/kubectl-cilium bin/kubectl-hubble
+bin/kubectl-%:
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./plugins/kubectl-$*
+
+.PHONY: $(BINARIES:%=bin/%)
+$(BINARIES:%=bin/%): bin/%:
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+.PHONY: test-cluster
+test-cluster:
+	@cd test/cluster && go build -trimpath -o $(TEST_CLUSTER) .
+
+.PHONY: images
+images: test-cluster ## Write multi-architecture OCI archives of our images to dist/.
+	$(TEST_CLUSTER) images --out dist
+
+.PHONY: push
+push: test-cluster ## Push our images. REGISTRY=registry.example/team
+	@test -n "$(REGISTRY)" || { echo "push: say where: make push REGISTRY=registry.example/team" >&2; exit 1; }
+	$(TEST_CLUSTER) images --out dist --push $(REGISTRY)
+
+.PHONY: build-installer
+build-installer: ## Write dist/install.yaml, everything that config/default installs.
+	@mkdir -p dist
+	go tool kustomize build config/default > dist/install.yaml
+
+##@ Develop
+
+.PHONY: generate
+generate: ## Make deepcopy, apply configurations, eBPF objects and their Go again.
+	go generate ./...
+	go tool controller-gen object applyconfiguration paths=./api/v1alpha1
+
+.PHONY: manifests
+manifests: ## Make CRDs from the kinds again.
+	go tool controller-gen crd paths=./api/v1alpha1 output:crd:dir=config/crd/bases
+
+.PHONY: verify-generated
+verify-generated: generate manifests ## Fail when what is committed is not what the sources make.
+	git diff --exit-code -- api bpf config
+
+.PHONY: fmt
+fmt: ## Format Go and eBPF C.
+	gofmt -w $$(git ls-files '*.go' | grep -v zz_generated)
+
+.PHONY: lint
+lint: ## Run the linters, among them the rule that no import goes up a floor.
+	@mkdir -p $(KUBE_CILIUM_CACHE)/tools
+	cd .ci/lint && go build -trimpath -o $(KUBE_CILIUM_CACHE)/tools/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	$(KUBE_CILIUM_CACHE)/tools/golangci-lint run ./...
+
+##@ Test
+
+.PHONY: test
+test: verify-generated lint test-unit test-kernel test-e2e ## Run every test (needs root; brings real clusters up).
+
+.PHONY: test-unit
+test-unit: ## Run the tests that need neither root nor a kernel.
+	go test ./...
+
+.PHONY: test-kernel
+test-kernel: test-cluster ## Run the tests that need root, the kernel or an API server; none may skip.
+	$(TEST_CLUSTER) build
+	KUBE_CILIUM_TEST_ROOT=1 KUBEBUILDER_ASSETS=$$($(TEST_CLUSTER) assets) go test -count=1 -p 1 -timeout 20m ./...
+
+.PHONY: test-e2e
+test-e2e: build plugins test-cluster ## Run the end-to-end tests on real clusters.
+	KUBE_CILIUM_TEST_ROOT=1 TEST_CLUSTER=$(TEST_CLUSTER) go test -count=1 -v -timeout 30m ./test/e2e/...
+
+.PHONY: bench
+bench: build test-cluster ## Measure; writes docs/benchmarks.md and docs/benchmarks.json.
+	go run ./test/bench
+
+.PHONY: deps
+deps: ## Install the Debian packages that building and testing need (as root).
+	apt-get -o DPkg::Lock::Timeout=300 update
+	apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $$(grep -v '^#' test/cluster/packages.txt)
+
+.PHONY: clean
+clean: ## Remove what was built here; the cache of Kubernetes binaries stays.
+	rm -rf bin dist
