@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command prober is both ends of every end-to-end test: it serves, it asks once
+// (check), and it keeps asking with sequence numbers (stream), so that a lost,
+// doubled or refused packet is counted and not guessed. Results are JSON on
+// stdout.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "prober:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return fmt.Errorf("say what to do: serve, check or stream")
+	}
+	fs := flag.NewFlagSet(args[0], flag.ContinueOnError)
+	switch args[0] {
+	case "serve":
+		port := fs.Int("port", 8080, "TCP and UDP echo port; HTTP is the next one")
+		if err := fs.Parse(args[1:]); err != nil {
+			return err
+		}
+		return serve(ctx, *port)
+	case "check":
+		attempts := fs.Int("attempts", 1, "tries of each target before it counts as failed")
+		timeout := fs.Duration("timeout", 2*time.Second, "of one try")
+		if err := fs.Parse(args[1:]); err != nil {
+			return err
+		}
+		var targets []Target
+		if err := json.NewDecoder(os.Stdin).Decode(&targets); err != nil {
+			return fmt.Errorf("read targets from stdin: %w", err)
+		}
+		return json.NewEncoder(os.Stdout).Encode(checkAll(ctx, targets, *attempts, *timeout))
+	case "stream":
+		proto := fs.String("proto", "udp", "tcp: one long stream; udp: datagrams; connect: new TCP connections")
+		dst := fs.String("dst", "", "address:port")
+		rate := fs.Int("rate", 100, "messages or connections a second")
+		duration := fs.Duration("duration", 10*time.Second, "how long")
+		if err := fs.Parse(args[1:]); err != nil {
+			return err
+		}
+		res, err := stream(ctx, *proto, *dst, *rate, *duration)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(res)
+	}
+	return fmt.Errorf("unknown verb %q", args[0])
+}

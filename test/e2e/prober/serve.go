@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+)
+
+// serve echoes TCP and UDP on port and says who asked over HTTP on the next one, on both families.
+func serve(ctx context.Context, port int) error {
+	lc := net.ListenConfig{}
+	lc.SetMultipathTCP(false)
+	tcp, err := lc.Listen(ctx, "tcp", ":"+strconv.Itoa(port))
+	if err != nil {
+		return err
+	}
+	udp, err := lc.ListenPacket(ctx, "udp", ":"+strconv.Itoa(port))
+	if err != nil {
+		return err
+	}
+	web, err := lc.Listen(ctx, "tcp", ":"+strconv.Itoa(port+1))
+	if err != nil {
+		return err
+	}
+	failed := make(chan error, 3)
+	go func() { failed <- echoTCP(tcp) }()
+	go func() { failed <- echoUDP(udp) }()
+	go func() { failed <- http.Serve(web, http.HandlerFunc(who)) }()
+	fmt.Fprintln(os.Stderr, "serving on", port)
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
+func echoTCP(l net.Listener) error {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			_, _ = io.Copy(c, c)
+		}()
+	}
+}
+
+func echoUDP(c net.PacketConn) error {
+	buf := make([]byte, 65536)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		if err == nil {
+			_, _ = c.WriteTo(buf[:n], from)
+		}
+	}
+}
+
+// who answers "HOSTNAME CALLER".
+func who(w http.ResponseWriter, r *http.Request) {
+	host, _, _ := net.SplitHostPort(r.RemoteAddr)
+	name, _ := os.Hostname()
+	fmt.Fprintf(w, "%s %s\n", name, host)
+}
