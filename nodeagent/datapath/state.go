@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/bpf"
 )
 
 // Config is what the programs are loaded with. A change loads them again and flips the slots.
@@ -49,4 +50,63 @@ type Peer struct {
 	Node     netip.Addr
 	Identity uint32
 	Flags    uint32
+}
+
+// Route leads to a prefix of another node.
+type Route struct {
+	Prefix netip.Prefix
+	// Via is the node's address in native mode. Invalid: through the VXLAN device.
+	Via netip.Addr
+}
+
+// Outcome is what a probe of the kernel said.
+type Outcome string
+
+const (
+	Supported   Outcome = "Supported"
+	Unsupported Outcome = "Unsupported"
+	Unknown     Outcome = "Unknown"
+	Forbidden   Outcome = "Forbidden"
+)
+
+// Feature is one probed kernel feature.
+type Feature struct {
+	Name    string
+	Outcome Outcome
+	// Using says what the datapath does with it, or which fallback it uses.
+	Using string
+	// Err is the probe's, nil when the kernel has the feature.
+	Err error
+}
+
+// Counter is the packets that ended with one reason at one hook, over all CPUs, since the map was made.
+type Counter struct {
+	Hook           bpf.Hook
+	Reason         bpf.Reason
+	Packets, Bytes uint64
+}
+
+// MapInfo is one pinned map.
+type MapInfo struct {
+	Name string
+	// Layout of key and value; the pin is named NAME_vLAYOUT.
+	Layout int
+	// Entries in use; -1 where the kernel cannot tell.
+	Entries    int64
+	MaxEntries int64
+	// Bytes of kernel memory.
+	Bytes int64
+}
+
+// ProgramInfo is one program in force.
+type ProgramInfo struct {
+	// Name of the hook, such as from_pod.
+	Name string
+	// Attach is tcx, clsact or cgroup.
+	Attach string
+	// Devices counts the interfaces or cgroups that it is attached to.
+	Devices int
+	// Tag is the kernel's hash of the instructions.
+	Tag string
+	ID  uint32
 }
