@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// mode is one way of going between nodes, as a CiliumConfig's spec says it.
+type mode struct {
+	name  string
+	patch string
+}
+
+var modes = []mode{
+	{"VXLAN", `{"spec":{"routing":{"mode":"VXLAN","encapsulation":"Auto"}}}`},
+	{"VXLAN device", `{"spec":{"routing":{"mode":"VXLAN","encapsulation":"Device"}}}`},
+	{"native", `{"spec":{"routing":{"mode":"Native"}}}`},
+}
+
+// probe is one column of the matrix.
+type probe struct {
+	name  string
+	proto string
+	size  int
+}
+
+var probes = []probe{
+	{"TCP", "tcp", 64},
+	{"UDP", "udp", 64},
+	{"ICMP", "icmp", 56},
+	{"large", "tcp", 1 << 20},
+	{"full", "udp", 1350},
+	{"fragments", "udp", 6000},
+	{"ICMP fragments", "icmp", 6000},
+}
+
+// TestConnectivityMatrix asks every kind of neighbour, by every protocol, on both families, in every routing mode.
+func TestConnectivityMatrix(t *testing.T) {
+	c := up(t, "matrix", "--workers", "2", "--ip-family", "dual", "--cni", "ours")
+	matrix(t, c)
+}
+
+// TestConnectivityMatrixCutSegments asks the VXLAN rows again over an underlay that carries segments, as a wire does.
+func TestConnectivityMatrixCutSegments(t *testing.T) {
+	c := up(t, "matrix-cut", "--workers", "2", "--ip-family", "dual", "--cni", "ours", "--cut-segments")
+	setup := prepareMatrix(t, c)
+	for _, m := range modes[:2] {
+		c.setMode(t, m)
+		setup.run(t, m.name+", segments cut")
+	}
+}
+
+func matrix(t *testing.T, c *cluster) {
+	setup := prepareMatrix(t, c)
+	for _, m := range modes {
+		t.Run(strings.ReplaceAll(m.name, " ", "-"), func(t *testing.T) {
+			c.setMode(t, m)
+			setup.run(t, m.name)
+		})
+	}
+}
+
+// setMode changes the CiliumConfig and waits until every node carries it out.
+func (c *cluster) setMode(t testing.TB, m mode) {
+	t.Helper()
+	c.kubectl(t, "patch", "ciliumconfig", "default", "--type=merge", "-p", m.patch)
+	generation := strings.TrimSpace(c.kubectl(t, "get", "ciliumconfig", "default", "-o", "jsonpath={.metadata.generation}"))
+	eventually(t, m.name+" in force on every node", time.Minute, func() error {
+		out, err := c.tryKubectl(t.Context(), nil, "get", "ciliumnodereports", "-o",
+			`jsonpath={range .items[*]}{.metadata.name}={.status.observedConfigGeneration}={.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}`)
+		if err != nil {
+			return err
+		}
+		for _, n := range c.Nodes {
+			if !strings.Contains(out, n.Name+"="+generation+"=True") {
+				return fmt.Errorf("want generation %s on %s:\n%s", generation, n.Name, out)
+			}
+		}
+		return nil
+	})
+}
+
+// matrixSetup is who asks and who answers.
+type matrixSetup struct {
+	c *cluster
+	// destinations in the order of the rows: name -> family -> address.
+	rows []matrixRow
+}
+
+type matrixRow struct {
+	name      string
+	addresses map[string]string
+	// fromOutside: the namespace that is no cluster member asks, not the client pod.
+	fromOutside bool
+	// echo is false where nothing answers ICMP: a ClusterIP is a name for sockets.
+	icmp bool
+}
+
+const matrixNamespace = "matrix"
+
+func prepareMatrix(t testing.TB, c *cluster) *matrixSetup {
+	t.Helper()
+	dir := proberDir(t)
+	w1, w2 := c.Nodes[0], c.Nodes[1]
+	c.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+matrixNamespace+"}\n---"+
+		proberPod(matrixNamespace, "client", w1.Name, dir, false)+
+		proberPod(matrixNamespace, "same", w1.Name, dir, false)+
+		proberPod(matrixNamespace, "other", w2.Name, dir, false)+
+		proberPod(matrixNamespace, "host-1", w1.Name, dir, true)+
+		proberPod(matrixNamespace, "host-2", w2.Name, dir, true)+`
+apiVersion: v1
+kind: Service
+metadata: {namespace: matrix, name: both}
+spec:
+  ipFamilyPolicy: PreferDualStack
+  selector: {app: prober}
+  ports:
+  - {name: tcp, port: 8080, protocol: TCP}
+  - {name: udp, port: 8080, protocol: UDP}
+`)
+	// The Service must not choose host pods: a pod that asks itself through its node is another test.
+	for _, p := range []string{"host-1", "host-2", "client"} {
+		c.kubectl(t, "-n", matrixNamespace, "label", "pod", p, "app=aside", "--overwrite")
+	}
+	c.waitReady(t, matrixNamespace, "client", "same", "other", "host-1", "host-2")
+	startOutside(t, c, dir)
+	other := c.podIPs(t, matrixNamespace, "other")
+	routeOutside(t, c, other, w2)
+	return &matrixSetup{c: c, rows: []matrixRow{
+		{name: "same node", addresses: c.podIPs(t, matrixNamespace, "same"), icmp: true},
+		{name: "other node", addresses: other, icmp: true},
+		{name: "own host", addresses: byFamily(w1.Addresses), icmp: true},
+		{name: "other host", addresses: byFamily(w2.Addresses), icmp: true},
+		{name: "ClusterIP", addresses: c.serviceIPs(t, matrixNamespace, "both")},
+		{name: "world", addresses: byFamily(c.Outside.World), icmp: true},
+		{name: "outside to pod", addresses: other, fromOutside: true, icmp: true},
+	}}
+}
+
+// startOutside serves the prober where the cluster ends.
+func startOutside(t testing.TB, c *cluster, dir string) {
+	t.Helper()
+	cmd := exec.Command(testCluster(t), "exec-outside", "--name", c.Name, "--", dir+"/prober", "serve", "-port", fmt.Sprint(proberPort))
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("serve outside: %v", err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+}
+
+// routeOutside gives the outside a route to one pod through its node.
+func routeOutside(t testing.TB, c *cluster, pod map[string]string, n node) {
+	t.Helper()
+	via := byFamily(n.Addresses)
+	for family, ip := range pod {
+		if _, err := c.outside(t.Context(), t, nil, "ip", "-"+family, "route", "replace", ip, "via", via[family]); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// run fills the matrix, prints it and fails for each cell that is not ok.
+func (s *matrixSetup) run(t testing.TB, title string) {
+	t.Helper()
+	var inside, outside []target
+	for _, row := range s.rows {
+		for family, addr := range row.addresses {
+			for _, p := range probes {
+				if p.proto == "icmp" && !row.icmp {
+					continue
+				}
+				tg := target{Name: row.name + "/" + family + "/" + p.name, Proto: p.proto, Addr: addr, Port: proberPort, Size: p.size}
+				if row.fromOutside {
+					outside = append(outside, tg)
+				} else {
+					inside = append(inside, tg)
+				}
+			}
+		}
+	}
+	cells := map[string]result{}
+	for _, r := range s.c.ask(t, matrixNamespace, "client", inside, 1) {
+		cells[r.Name] = r
+	}
+	in, _ := json.Marshal(outside)
+	out, err := s.c.outside(t.Context(), t, in, proberDir(t)+"/prober", "check", "-timeout", "3s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range parseResults(t, out) {
+		cells[r.Name] = r
+	}
+	var table strings.Builder
+	fmt.Fprintf(&table, "%-16s", title)
+	for _, p := range probes {
+		fmt.Fprintf(&table, " %-14s", p.name)
+	}
+	for _, row := range s.rows {
+		for _, family := range []string{"4", "6"} {
+			fmt.Fprintf(&table, "\n%-14s v%s", row.name, family)
+			for _, p := range probes {
+				r, asked := cells[row.name+"/"+family+"/"+p.name]
+				switch {
+				case !asked && p.proto == "icmp" && !row.icmp:
+					fmt.Fprintf(&table, " %-14s", "-")
+				case !asked:
+					fmt.Fprintf(&table, " %-14s", "no address")
+					t.Errorf("%s: %s has no IPv%s address", title, row.name, family)
+				case r.OK:
+					fmt.Fprintf(&table, " %-14s", "ok")
+				default:
+					fmt.Fprintf(&table, " %-14s", "FAILED")
+					t.Errorf("%s: %s: %s", title, r.Name, r.Error)
+				}
+			}
+		}
+	}
+	t.Log("\n" + table.String())
+}
