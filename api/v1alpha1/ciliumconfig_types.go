@@ -41,24 +41,40 @@ const (
 	FeatureBatchOperations     KernelFeature = "BatchOperations"
 )
 
-// AddressPool is the ranges of one address family from which nodes get their prefixes.
+// AddressPool is the ranges of one address family from which nodes get their prefixes. Ranges may be added and not
+// taken away, and the size of a prefix stays: nodes hold prefixes cut from them.
+// +kubebuilder:validation:XValidation:rule="self.cidrs.filter(c, isCIDR(c)).all(a, self.cidrs.filter(c, isCIDR(c)).exists_one(b, cidr(a).containsCIDR(b) || cidr(b).containsCIDR(a)))",fieldPath=".cidrs",message="ranges of a pool must not overlap"
+// +kubebuilder:validation:XValidation:rule="oldSelf.cidrs.all(c, c in self.cidrs)",fieldPath=".cidrs",message="a range of a pool cannot be taken away: nodes hold prefixes of it"
 type AddressPool struct {
 	// cidrs are the ranges, in the order in which they are used up.
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
 	// +listType=atomic
+	// +kubebuilder:validation:items:MaxLength=43
+	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self) && cidr(self) == cidr(self).masked()",message="must be a CIDR without host bits, such as 10.0.0.0/8 or fd00::/48"
 	CIDRs []string `json:"cidrs"`
 	// maskSize is the prefix length of what one node gets: 24 for IPv4 and 120 for IPv6 unless said.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=126
 	// +optional
 	MaskSize *int32 `json:"maskSize,omitempty"`
 }
 
-// IPAMConfig is where pod addresses come from. At least one family is set.
+// IPAMConfig is where pod addresses come from. At least one family is set; a family that was set stays.
+// +kubebuilder:validation:XValidation:rule="has(self.ipv4) || has(self.ipv6)",message="set ipv4, ipv6 or both"
+// +kubebuilder:validation:XValidation:rule="(has(self.ipv4) || !has(oldSelf.ipv4)) && (has(self.ipv6) || !has(oldSelf.ipv6))",message="an address family cannot be taken away: pods have its addresses"
 type IPAMConfig struct {
 	// ipv4 pool; absent means that pods have no IPv4 address.
+	// +kubebuilder:validation:XValidation:rule="self.cidrs.filter(c, isCIDR(c)).all(c, cidr(c).ip().family() == 4)",fieldPath=".cidrs",message="must be IPv4 ranges"
+	// +kubebuilder:validation:XValidation:rule="(has(self.maskSize) ? self.maskSize : 24) <= 30",fieldPath=".maskSize",message="a node's IPv4 prefix is /30 at the smallest"
+	// +kubebuilder:validation:XValidation:rule="self.cidrs.filter(c, isCIDR(c)).all(c, cidr(c).prefixLength() <= (has(self.maskSize) ? self.maskSize : 24))",fieldPath=".maskSize",message="a node's prefix (24 unless said) must fit into every range of the pool"
+	// +kubebuilder:validation:XValidation:rule="(has(self.maskSize) ? self.maskSize : 24) == (has(oldSelf.maskSize) ? oldSelf.maskSize : 24)",fieldPath=".maskSize",message="the size of a node's prefix cannot change"
 	// +optional
 	IPv4 *AddressPool `json:"ipv4,omitempty"`
 	// ipv6 pool; absent means that pods have no IPv6 address.
+	// +kubebuilder:validation:XValidation:rule="self.cidrs.filter(c, isCIDR(c)).all(c, cidr(c).ip().family() == 6)",fieldPath=".cidrs",message="must be IPv6 ranges"
+	// +kubebuilder:validation:XValidation:rule="self.cidrs.filter(c, isCIDR(c)).all(c, cidr(c).prefixLength() <= (has(self.maskSize) ? self.maskSize : 120))",fieldPath=".maskSize",message="a node's prefix (120 unless said) must fit into every range of the pool"
+	// +kubebuilder:validation:XValidation:rule="(has(self.maskSize) ? self.maskSize : 120) == (has(oldSelf.maskSize) ? oldSelf.maskSize : 120)",fieldPath=".maskSize",message="the size of a node's prefix cannot change"
 	// +optional
 	IPv6 *AddressPool `json:"ipv6,omitempty"`
 }
@@ -88,6 +104,8 @@ type RoutingConfig struct {
 	// +kubebuilder:validation:MaxItems=64
 	// +listType=atomic
 	// +optional
+	// +kubebuilder:validation:items:MaxLength=43
+	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self) && cidr(self) == cidr(self).masked()",message="must be a CIDR without host bits, such as 10.0.0.0/8 or fd00::/48"
 	NativeCIDRs []string `json:"nativeCIDRs,omitempty"`
 }
 
@@ -105,6 +123,8 @@ type MasqueradeConfig struct {
 	// +kubebuilder:validation:MaxItems=64
 	// +listType=atomic
 	// +optional
+	// +kubebuilder:validation:items:MaxLength=43
+	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self) && cidr(self) == cidr(self).masked()",message="must be a CIDR without host bits, such as 10.0.0.0/8 or fd00::/48"
 	ExcludeCIDRs []string `json:"excludeCIDRs,omitempty"`
 }
 
@@ -125,10 +145,12 @@ type ConntrackConfig struct {
 }
 
 // CiliumConfigSpec is every setting of the cluster's network.
+// +kubebuilder:validation:XValidation:rule="has(self.ipam) || !has(oldSelf.ipam)",fieldPath=".ipam",message="pools cannot be taken away: nodes hold prefixes of them"
 type CiliumConfigSpec struct {
 	// clusterName appears in flows; "default" unless said.
 	// +kubebuilder:default=default
 	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
 	// +optional
 	ClusterName string `json:"clusterName,omitempty"`
 	// ipam is where pod addresses come from: IPv4 10.0.0.0/8 in /24 unless said.
@@ -150,11 +172,14 @@ type CiliumConfigSpec struct {
 	// routes and the node's addresses.
 	// +kubebuilder:validation:MaxItems=16
 	// +listType=atomic
+	// +kubebuilder:validation:items:MaxLength=16
+	// +kubebuilder:validation:items:Pattern=`^[^/\s*]{1,15}\*?$`
 	// +optional
 	Devices []string `json:"devices,omitempty"`
 	// mtu of the underlay in bytes; 0 means the smallest of the uplinks.
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=65535
+	// +kubebuilder:validation:XValidation:rule="self == 0 || self >= 1280",message="must be 0 (the smallest of the uplinks) or at least 1280"
 	// +optional
 	MTU int32 `json:"mtu,omitempty"`
 	// forbiddenKernelFeatures are not used even where the kernel has them; the fallback is.
@@ -191,6 +216,12 @@ type CiliumConfigStatus struct {
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,categories=cilium,shortName=ciliumcfg
+// +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default'",message="the one CiliumConfig is named default"
+// +kubebuilder:printcolumn:name="Nodes",type=string,JSONPath=`.status.nodes`
+// +kubebuilder:printcolumn:name="Routing",type=string,JSONPath=`.spec.routing.mode`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type CiliumConfig struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

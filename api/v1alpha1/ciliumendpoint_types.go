@@ -36,6 +36,7 @@ type CiliumEndpointStatus struct {
 	// +optional
 	ID int64 `json:"id,omitempty"`
 	// node that runs the pod.
+	// +kubebuilder:validation:MaxLength=253
 	// +optional
 	Node string `json:"node,omitempty"`
 	// podUID tells a pod from its namesakes.
@@ -50,6 +51,8 @@ type CiliumEndpointStatus struct {
 	// addresses of the pod, IPv4 first.
 	// +kubebuilder:validation:MaxItems=8
 	// +listType=atomic
+	// +kubebuilder:validation:items:MaxLength=39
+	// +kubebuilder:validation:items:XValidation:rule="isIP(self)",message="must be an IP address"
 	// +optional
 	Addresses []string `json:"addresses,omitempty"`
 	// interface is the host's end of the pod's veth pair.
@@ -63,11 +66,20 @@ type CiliumEndpointStatus struct {
 }
 
 // CiliumEndpoint is one pod's network, for people; no agent watches it. Status is written by the pod's agent; it is
-// owned by the Pod of the same name and namespace.
+// owned by the Pod of the same name and namespace and carries LabelNode, which never changes.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Namespaced,categories=cilium,shortName=cep
+// +kubebuilder:selectablefield:JSONPath=`.status.node`
+// +kubebuilder:printcolumn:name="Identity",type=integer,JSONPath=`.status.identity.id`
+// +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.status.addresses`
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.node`
+// +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
+// +kubebuilder:printcolumn:name="ID",type=integer,JSONPath=`.status.id`,priority=1
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type CiliumEndpoint struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

@@ -10,12 +10,19 @@ const MaxEndpointsPerSlice = 64
 // SliceEndpoint is the addresses of one pod and who it is.
 type SliceEndpoint struct {
 	// namespace of the pod.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
 	Namespace string `json:"namespace"`
 	// name of the pod.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
 	Name string `json:"name"`
 	// addresses of the pod.
+	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=8
 	// +listType=atomic
+	// +kubebuilder:validation:items:MaxLength=39
+	// +kubebuilder:validation:items:XValidation:rule="isIP(self)",message="must be an IP address"
 	Addresses []string `json:"addresses"`
 	// identity is the number of a CiliumIdentity that the API server has confirmed.
 	// +kubebuilder:validation:Minimum=256
@@ -27,6 +34,7 @@ type SliceEndpoint struct {
 type CiliumEndpointSliceSpec struct {
 	// node that runs the pods. It never changes.
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the node of a slice never changes"
+	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	Node string `json:"node"`
 	// endpoints of this slice.
@@ -41,6 +49,9 @@ type CiliumEndpointSliceSpec struct {
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,categories=cilium,shortName=ces
+// +kubebuilder:selectablefield:JSONPath=`.spec.node`
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.node`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type CiliumEndpointSlice struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

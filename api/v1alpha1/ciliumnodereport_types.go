@@ -97,6 +97,11 @@ type CiliumNodeReportStatus struct {
 	// observedConfigGeneration is the generation of the CiliumConfig in force here; 0 means the defaults.
 	// +optional
 	ObservedConfigGeneration int64 `json:"observedConfigGeneration,omitempty"`
+	// observedNodes is the resourceVersion up to which this node has acted on every change of a CiliumNode. The
+	// operator lets a freed prefix rest until all live agents are past its deletion.
+	// +kubebuilder:validation:MaxLength=32
+	// +optional
+	ObservedNodes string `json:"observedNodes,omitempty"`
 	// agentVersion that wrote this.
 	// +optional
 	AgentVersion string `json:"agentVersion,omitempty"`
@@ -155,6 +160,13 @@ type CiliumNodeReportStatus struct {
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,categories=cilium,shortName=cnr
+// +kubebuilder:printcolumn:name="Endpoints",type=integer,JSONPath=`.status.endpoints`
+// +kubebuilder:printcolumn:name="Routing",type=string,JSONPath=`.status.routing`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`,priority=1
+// +kubebuilder:printcolumn:name="Kernel",type=string,JSONPath=`.status.kernel.release`,priority=1
+// +kubebuilder:printcolumn:name="Version",type=string,JSONPath=`.status.agentVersion`,priority=1
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type CiliumNodeReport struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

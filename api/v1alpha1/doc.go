@@ -10,5 +10,6 @@
 // hot lives in CiliumNodeReport, which only the operator and people read.
 //
 // +kubebuilder:object:generate=true
+// +kubebuilder:ac:generate=true
 // +groupName=kube-cilium.io
 package v1alpha1

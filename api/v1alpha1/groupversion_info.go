@@ -11,6 +11,9 @@ import (
 // GroupVersion is the group and version of every kind in this package.
 var GroupVersion = schema.GroupVersion{Group: "kube-cilium.io", Version: "v1alpha1"}
 
+// SchemeGroupVersion is GroupVersion under the name that generated code uses.
+var SchemeGroupVersion = GroupVersion
+
 // SchemeBuilder collects the kinds of this package; AddToScheme registers them.
 var (
 	SchemeBuilder = runtime.NewSchemeBuilder(addKnownTypes)
