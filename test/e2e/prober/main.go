@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command prober is both ends of every end-to-end test: it serves, it asks once
-// (check), and it keeps asking with sequence numbers (stream), so that a lost,
-// doubled or refused packet is counted and not guessed. Results are JSON on
-// stdout.
+// (check), it keeps asking with sequence numbers (stream), so that a lost,
+// doubled or refused packet is counted and not guessed, and it misbehaves
+// (flood, bounded). Results are JSON on stdout.
 package main
 
 import (
@@ -28,7 +28,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return fmt.Errorf("say what to do: serve, check or stream")
+		return fmt.Errorf("say what to do: serve, check, stream or flood")
 	}
 	fs := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	switch args[0] {
@@ -58,6 +58,17 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		res, err := stream(ctx, *proto, *dst, *rate, *duration)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(res)
+	case "flood":
+		dst := fs.String("dst", "", "IPv4 address:port")
+		count := fs.Int("count", 100000, "SYNs to send")
+		if err := fs.Parse(args[1:]); err != nil {
+			return err
+		}
+		res, err := flood(ctx, *dst, *count)
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sort"
+	"strings"
+	"testing"
+	"time"
+)
+
+const systemNamespace = "kube-cilium-system"
+
+// streamResult is the prober's, see prober/stream.go.
+type streamResult struct {
+	Proto    string `json:"proto"`
+	Sent     int64  `json:"sent"`
+	Received int64  `json:"received"`
+	Lost     int64  `json:"lost"`
+	Doubled  int64  `json:"doubled"`
+	Resets   int64  `json:"resets"`
+	MaxGap   int64  `json:"maxGapMillis"`
+	Error    string `json:"error"`
+}
+
+// load is a set of streams that run while something happens to the agents.
+type load struct {
+	name    string
+	proto   string
+	dst     string
+	rate    int
+	results chan error
+	result  streamResult
+}
+
+// startLoad starts, from the client pod, a TCP stream, UDP at 1 kHz and 100 new connections a second to each address.
+func startLoad(t *testing.T, c *cluster, namespace string, d time.Duration, to map[string]string) []*load {
+	t.Helper()
+	var loads []*load
+	for name, addr := range to {
+		dst := fmt.Sprintf("%s:%d", addr, proberPort)
+		if strings.Contains(addr, ":") {
+			dst = fmt.Sprintf("[%s]:%d", addr, proberPort)
+		}
+		for _, p := range []struct {
+			proto string
+			rate  int
+		}{{"tcp", 100}, {"udp", 1000}, {"connect", 100}} {
+			l := &load{name: name, proto: p.proto, dst: dst, rate: p.rate, results: make(chan error, 1)}
+			loads = append(loads, l)
+			go func() {
+				out, err := c.inPod(t.Context(), namespace, "client", nil, "/prober/prober", "stream", "-proto", l.proto,
+					"-dst", l.dst, "-rate", fmt.Sprint(l.rate), "-duration", d.String())
+				if err == nil {
+					err = json.Unmarshal([]byte(out), &l.result)
+				}
+				l.results <- err
+			}()
+		}
+	}
+	return loads
+}
+
+// finish waits for the streams and fails for everything lost.
+func finish(t *testing.T, loads []*load) {
+	t.Helper()
+	for _, l := range loads {
+		if err := <-l.results; err != nil {
+			t.Errorf("%s %s: %v", l.name, l.proto, err)
+			continue
+		}
+		r := l.result
+		t.Logf("%-12s %-8s sent %7d  lost %3d  doubled %d  resets %d  longest gap %d ms", l.name, l.proto, r.Sent, r.Lost, r.Doubled, r.Resets, r.MaxGap)
+		if r.Sent == 0 {
+			t.Errorf("%s %s: nothing was sent: %s", l.name, l.proto, r.Error)
+		}
+		if r.Lost != 0 || r.Resets != 0 {
+			t.Errorf("%s %s to %s: %d of %d lost, %d resets: %s", l.name, l.proto, l.dst, r.Lost, r.Sent, r.Resets, r.Error)
+		}
+	}
+}
+
+// drops gives each node's drop counters, as its report says them.
+func (c *cluster) drops(t testing.TB) map[string]int64 {
+	t.Helper()
+	var list struct {
+		Items []struct {
+			Metadata struct{ Name string }
+			Status   struct {
+				Drops []struct {
+					Hook, Reason string
+					Packets      int64
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(c.kubectl(t, "get", "ciliumnodereports", "-o", "json")), &list); err != nil {
+		t.Fatal(err)
+	}
+	m := map[string]int64{}
+	for _, n := range list.Items {
+		for _, d := range n.Status.Drops {
+			m[n.Metadata.Name+" "+d.Hook+" "+d.Reason] = d.Packets
+		}
+	}
+	return m
+}
+
+// newDrops says which counters grew.
+func newDrops(before, after map[string]int64) []string {
+	var grew []string
+	for k, v := range after {
+		if v > before[k] {
+			grew = append(grew, fmt.Sprintf("%s +%d", k, v-before[k]))
+		}
+	}
+	sort.Strings(grew)
+	return grew
+}
+
+func (c *cluster) agentPod(t testing.TB, node string) (name, container string) {
+	t.Helper()
+	out := c.kubectl(t, "-n", systemNamespace, "get", "pods", "-l", "app.kubernetes.io/name=cilium-agent", "--field-selector", "spec.nodeName="+node,
+		"-o", `jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[?(@.name=="cilium-agent")].containerID}{"\n"}{end}`)
+	f := strings.Fields(out)
+	if len(f) != 2 {
+		t.Fatalf("want one agent pod on %s, got %q", node, out)
+	}
+	return f[0], strings.TrimPrefix(f[1], "containerd://")
+}
+
+// killAgent ends the agent's process with SIGKILL, then replaces its pod, so that kubelet's back-off does not make the test wait.
+func (c *cluster) killAgent(t testing.TB, node string) {
+	t.Helper()
+	pod, container := c.agentPod(t, node)
+	if out, err := c.onNode(t.Context(), t, node, "ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", container); err != nil {
+		t.Fatalf("kill the agent of %s: %v\n%s", node, err, out)
+	}
+	c.kubectl(t, "-n", systemNamespace, "delete", "pod", pod, "--grace-period=0", "--force", "--wait=false")
+	eventually(t, "a new agent ready on "+node, 90*time.Second, func() error {
+		out, err := c.tryKubectl(t.Context(), nil, "-n", systemNamespace, "get", "pods", "-l", "app.kubernetes.io/name=cilium-agent", "--field-selector", "spec.nodeName="+node,
+			"-o", `jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status} {end}`)
+		if err != nil {
+			return err
+		}
+		for _, p := range strings.Fields(out) {
+			if !strings.HasPrefix(p, pod+"=") && strings.HasSuffix(p, "=True") {
+				return nil
+			}
+		}
+		return fmt.Errorf("pods: %s", out)
+	})
+}
+
+// TestAgentKilled is the promise that the agent may die at any instant: ten kills under load, nothing lost.
+func TestAgentKilled(t *testing.T) {
+	c := up(t, "killed", "--workers", "2", "--ip-family", "dual", "--cni", "ours")
+	const ns = "killed"
+	dir := proberDir(t)
+	c.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+ns+"}\n---"+
+		proberPod(ns, "client", c.Nodes[0].Name, dir, false)+proberPod(ns, "same", c.Nodes[0].Name, dir, false)+proberPod(ns, "other", c.Nodes[1].Name, dir, false))
+	c.waitReady(t, ns, "client", "same", "other")
+	other := c.podIPs(t, ns, "other")
+	to := map[string]string{"same v4": c.podIPs(t, ns, "same")["4"], "other v4": other["4"], "other v6": other["6"]}
+
+	before := c.drops(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	const kills = 10
+	loads := startLoad(t, c, ns, 150*time.Second, to)
+	start := time.Now()
+	for i := range kills {
+		c.killAgent(t, c.Nodes[i%2].Name)
+		t.Logf("%5.1fs: agent of %s killed, its successor is ready", time.Since(start).Seconds(), c.Nodes[i%2].Name)
+		if ctx.Err() != nil {
+			t.Fatal(ctx.Err())
+		}
+	}
+	if d := time.Since(start); d > 150*time.Second {
+		t.Errorf("the kills took %s: the load ended before them", d)
+	}
+	finish(t, loads)
+	if grew := newDrops(before, c.drops(t)); len(grew) > 0 {
+		t.Errorf("drop counters grew: %s", strings.Join(grew, "; "))
+	}
+}

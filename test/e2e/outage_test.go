@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestAPIServerAway cuts the nodes off from the API server for five minutes and kills an agent in between: running
+// pods go on, and a new pod (a static one: nothing else can be asked for without an API server) starts.
+func TestAPIServerAway(t *testing.T) {
+	c := up(t, "outage", "--workers", "2", "--ip-family", "dual", "--cni", "ours")
+	const ns = "outage"
+	dir := proberDir(t)
+	n1, n2 := c.Nodes[0].Name, c.Nodes[1].Name
+	c.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+ns+"}\n---"+
+		proberPod(ns, "client", n1, dir, false)+proberPod(ns, "other", n2, dir, false))
+	c.waitReady(t, ns, "client", "other")
+	other := c.podIPs(t, ns, "other")
+	_, container := c.agentPod(t, n2)
+	podsBefore := c.podAddressesOn(t, n2)
+
+	const away = 5 * time.Minute
+	loads := startLoad(t, c, ns, away, map[string]string{"other v4": other["4"], "other v6": other["6"]})
+	cutAPIServer(t, c)
+	start := time.Now()
+	if out, err := c.onNode(t.Context(), t, n2, "ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", container); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	static := strings.ReplaceAll(proberPod("default", "static", "NODE", dir, false), "  nodeName: NODE\n", "")
+	path := filepath.Join(t.TempDir(), "static.yaml")
+	if err := os.WriteFile(path, []byte(strings.TrimSuffix(strings.TrimSpace(static), "---")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := c.onNode(t.Context(), t, n2, "cp", path, "/etc/kubernetes/manifests/static.yaml"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	eventually(t, "a new pod answers its node during the outage", 3*time.Minute, func() error {
+		for _, ip := range c.podAddressesOn(t, n2) {
+			if slices.Contains(podsBefore, ip) {
+				continue
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			if _, err := c.onNode(ctx, t, n2, "curl", "-sf", "--max-time", "2", fmt.Sprintf("http://%s:%d/", ip, proberPort+1)); err == nil {
+				return nil
+			}
+		}
+		return fmt.Errorf("no new address answers")
+	})
+	t.Logf("%.0f s after the API server went away and the agent was killed, a new pod answers", time.Since(start).Seconds())
+	time.Sleep(time.Until(start.Add(away))) // the length of the outage is the test
+	restoreAPIServer(t, c)
+	finish(t, loads)
+	eventually(t, "the agents report again", 2*time.Minute, func() error {
+		out, err := c.tryKubectl(t.Context(), nil, "get", "ciliumnodereports", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+		if err != nil || strings.TrimSpace(out) != "True True" {
+			return fmt.Errorf("ready: %q %v", out, err)
+		}
+		return nil
+	})
+}
+
+// podAddressesOn gives the IPv4 addresses that a node routes to its pods.
+func (c *cluster) podAddressesOn(t testing.TB, node string) []string {
+	t.Helper()
+	out, err := c.onNode(t.Context(), t, node, "ip", "-4", "-o", "route", "show", "proto", "201", "scope", "link")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ips []string
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) > 2 && strings.HasPrefix(f[2], "kc") && f[2] != "kc_vxlan" {
+			ips = append(ips, f[0])
+		}
+	}
+	return ips
+}
+
+// cutAPIServer drops what reaches the API server's port from the nodes, also on connections that are open.
+func cutAPIServer(t *testing.T, c *cluster) {
+	t.Helper()
+	t.Cleanup(func() { _ = execCP(c, t, "nft", "delete", "table", "inet", "outage") })
+	for _, cmd := range [][]string{
+		{"nft", "add", "table", "inet", "outage"},
+		{"nft", "add", "chain", "inet", "outage", "in", "{ type filter hook input priority 0; }"},
+		{"nft", "add", "rule", "inet", "outage", "in", `iifname != "lo" tcp dport 6443 drop`},
+	} {
+		if err := execCP(c, t, cmd...); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func restoreAPIServer(t *testing.T, c *cluster) {
+	t.Helper()
+	if err := execCP(c, t, "nft", "delete", "table", "inet", "outage"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func execCP(c *cluster, t testing.TB, args ...string) error {
+	_, err := run(exec.Command(testCluster(t), append([]string{"exec-cp", "--name", c.Name, "--"}, args...)...), nil)
+	return err
+}
