@@ -19,8 +19,9 @@ import (
 type cluster struct {
 	Name       string `json:"name"`
 	Kubeconfig string `json:"kubeconfig"`
-	Kubectl    string `json:"kubectl"`
-	Nodes      []node `json:"nodes"`
+	// Binaries are paths by name, kubectl among them.
+	Binaries map[string]string `json:"binaries"`
+	Nodes    []node            `json:"nodes"`
 	Outside    struct {
 		Netns     string   `json:"netns"`
 		Addresses []string `json:"addresses"`
@@ -31,7 +32,6 @@ type cluster struct {
 type node struct {
 	Name      string   `json:"name"`
 	Netns     string   `json:"netns"`
-	Pid       int      `json:"pid"`
 	Addresses []string `json:"addresses"`
 }
 
@@ -98,7 +98,7 @@ func (c *cluster) kubectl(t testing.TB, args ...string) string {
 }
 
 func (c *cluster) tryKubectl(ctx context.Context, stdin []byte, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, c.Kubectl, append([]string{"--kubeconfig", c.Kubeconfig}, args...)...)
+	cmd := exec.CommandContext(ctx, c.Binaries["kubectl"], append([]string{"--kubeconfig", c.Kubeconfig}, args...)...)
 	return run(cmd, stdin)
 }
 
