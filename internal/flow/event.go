@@ -71,3 +71,10 @@ func (e *Event) Clean() {
 		}
 	}
 }
+
+// Message is one line of a stream of events: an event, or how many were lost since the last line because the reader
+// did not keep up.
+type Message struct {
+	Event *Event `json:"event,omitempty"`
+	Lost  uint64 `json:"lost,omitempty"`
+}
