@@ -29,6 +29,7 @@ type (
 	ServiceName    = MapsServiceName
 	ServiceNameKey = MapsServiceNameKey
 	Settings       = MapsSettings
+	DropBudget     = MapsDropBudget
 )
 
 // AddrFrom gives the 16-byte form of ip, IPv4 as ::ffff:a.b.c.d; the zero Addr for the zero netip.Addr.

@@ -62,6 +62,15 @@ const (
 	MapsConnFlagsCONN_CLOSING     MapsConnFlags = 64
 )
 
+type MapsConnLifetime uint32
+
+const (
+	MapsConnLifetimeLIFETIME_UNANSWERED MapsConnLifetime = 60
+	MapsConnLifetimeLIFETIME_TCP        MapsConnLifetime = 21600
+	MapsConnLifetimeLIFETIME_OTHER      MapsConnLifetime = 120
+	MapsConnLifetimeLIFETIME_CLOSING    MapsConnLifetime = 10
+)
+
 type MapsCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -76,6 +85,12 @@ type MapsDevice struct {
 	Flags uint16
 	Mtu   uint32
 	_     [4]byte
+}
+
+type MapsDropBudget struct {
+	_    structs.HostLayout
+	Tick uint32
+	Left uint32
 }
 
 type MapsEndpoint struct {
@@ -158,6 +173,13 @@ type MapsFlowKey struct {
 	Zone   uint16
 }
 
+type MapsFlowZone uint32
+
+const (
+	MapsFlowZoneZONE_DEFAULT MapsFlowZone = 0
+	MapsFlowZoneZONE_HOST    MapsFlowZone = 1
+)
+
 type MapsFragment struct {
 	_     structs.HostLayout
 	Sport uint16
@@ -224,6 +246,14 @@ const (
 	MapsMarkMARK_MAGIC_MASK MapsMark = 3840
 	MapsMarkMARK_IDENTITY   MapsMark = 3328
 	MapsMarkMARK_ACCEPTED   MapsMark = 3584
+	MapsMarkMARK_DELIVERED  MapsMark = 3072
+)
+
+type MapsMetricSlot uint32
+
+const (
+	MapsMetricSlotMETRIC_EVENTS_LIMITED MapsMetricSlot = 254
+	MapsMetricSlotMETRIC_EVENTS_LOST    MapsMetricSlot = 255
 )
 
 type MapsNode struct {
@@ -247,6 +277,7 @@ const (
 	MapsPeerFlagsPEER_NODE          MapsPeerFlags = 4
 	MapsPeerFlagsPEER_CLUSTER       MapsPeerFlags = 8
 	MapsPeerFlagsPEER_NO_MASQUERADE MapsPeerFlags = 16
+	MapsPeerFlagsPEER_LOCAL         MapsPeerFlags = 32
 )
 
 type MapsPodInterface struct {
@@ -331,7 +362,8 @@ type MapsServiceName struct {
 	_    structs.HostLayout
 	Addr MapsAddr
 	Port uint16
-	Pad  [6]uint8
+	Slot uint16
+	Pad  uint32
 }
 
 type MapsServiceNameKey struct {
@@ -340,7 +372,8 @@ type MapsServiceNameKey struct {
 	Addr   MapsAddr
 	Port   uint16
 	Proto  uint8
-	Pad    [5]uint8
+	Chosen uint8
+	Pad    uint32
 }
 
 type MapsSettings struct {
@@ -358,6 +391,7 @@ const (
 	MapsMapBackends            = "backends"
 	MapsMapConntrack           = "conntrack"
 	MapsMapDevices             = "devices"
+	MapsMapDropBudgets         = "drop_budgets"
 	MapsMapEndpoints           = "endpoints"
 	MapsMapEvents              = "events"
 	MapsMapFragments           = "fragments"
@@ -372,14 +406,17 @@ const (
 	MapsMapServices            = "services"
 	MapsMapUnanswered          = "unanswered"
 	MapsVarUnusedConnFlags     = "unused_conn_flags"
+	MapsVarUnusedConnLifetime  = "unused_conn_lifetime"
 	MapsVarUnusedEndpointFlags = "unused_endpoint_flags"
 	MapsVarUnusedEvent         = "unused_event"
 	MapsVarUnusedEventFlags    = "unused_event_flags"
 	MapsVarUnusedEventType     = "unused_event_type"
 	MapsVarUnusedFlowClass     = "unused_flow_class"
+	MapsVarUnusedFlowZone      = "unused_flow_zone"
 	MapsVarUnusedHook          = "unused_hook"
 	MapsVarUnusedIdentity      = "unused_identity"
 	MapsVarUnusedMark          = "unused_mark"
+	MapsVarUnusedMetricSlot    = "unused_metric_slot"
 	MapsVarUnusedPeerFlags     = "unused_peer_flags"
 	MapsVarUnusedReason        = "unused_reason"
 )
@@ -435,6 +472,7 @@ type MapsMapSpecs struct {
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
+	DropBudgets   *ebpf.MapSpec `ebpf:"drop_budgets"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
@@ -455,14 +493,17 @@ type MapsMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type MapsVariableSpecs struct {
 	UnusedConnFlags     *ebpf.VariableSpec `ebpf:"unused_conn_flags"`
+	UnusedConnLifetime  *ebpf.VariableSpec `ebpf:"unused_conn_lifetime"`
 	UnusedEndpointFlags *ebpf.VariableSpec `ebpf:"unused_endpoint_flags"`
 	UnusedEvent         *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedEventFlags    *ebpf.VariableSpec `ebpf:"unused_event_flags"`
 	UnusedEventType     *ebpf.VariableSpec `ebpf:"unused_event_type"`
 	UnusedFlowClass     *ebpf.VariableSpec `ebpf:"unused_flow_class"`
+	UnusedFlowZone      *ebpf.VariableSpec `ebpf:"unused_flow_zone"`
 	UnusedHook          *ebpf.VariableSpec `ebpf:"unused_hook"`
 	UnusedIdentity      *ebpf.VariableSpec `ebpf:"unused_identity"`
 	UnusedMark          *ebpf.VariableSpec `ebpf:"unused_mark"`
+	UnusedMetricSlot    *ebpf.VariableSpec `ebpf:"unused_metric_slot"`
 	UnusedPeerFlags     *ebpf.VariableSpec `ebpf:"unused_peer_flags"`
 	UnusedReason        *ebpf.VariableSpec `ebpf:"unused_reason"`
 }
@@ -490,6 +531,7 @@ type MapsMaps struct {
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
 	Devices       *ebpf.Map `ebpf:"devices"`
+	DropBudgets   *ebpf.Map `ebpf:"drop_budgets"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
 	Events        *ebpf.Map `ebpf:"events"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
@@ -510,6 +552,7 @@ func (m *MapsMaps) Close() error {
 		m.Backends,
 		m.Conntrack,
 		m.Devices,
+		m.DropBudgets,
 		m.Endpoints,
 		m.Events,
 		m.Fragments,
@@ -531,14 +574,17 @@ func (m *MapsMaps) Close() error {
 // It can be passed to LoadMapsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MapsVariables struct {
 	UnusedConnFlags     *ebpf.Variable `ebpf:"unused_conn_flags"`
+	UnusedConnLifetime  *ebpf.Variable `ebpf:"unused_conn_lifetime"`
 	UnusedEndpointFlags *ebpf.Variable `ebpf:"unused_endpoint_flags"`
 	UnusedEvent         *ebpf.Variable `ebpf:"unused_event"`
 	UnusedEventFlags    *ebpf.Variable `ebpf:"unused_event_flags"`
 	UnusedEventType     *ebpf.Variable `ebpf:"unused_event_type"`
 	UnusedFlowClass     *ebpf.Variable `ebpf:"unused_flow_class"`
+	UnusedFlowZone      *ebpf.Variable `ebpf:"unused_flow_zone"`
 	UnusedHook          *ebpf.Variable `ebpf:"unused_hook"`
 	UnusedIdentity      *ebpf.Variable `ebpf:"unused_identity"`
 	UnusedMark          *ebpf.Variable `ebpf:"unused_mark"`
+	UnusedMetricSlot    *ebpf.Variable `ebpf:"unused_metric_slot"`
 	UnusedPeerFlags     *ebpf.Variable `ebpf:"unused_peer_flags"`
 	UnusedReason        *ebpf.Variable `ebpf:"unused_reason"`
 }

@@ -85,7 +85,10 @@ struct unanswered_table {
 	__type(value, struct conn);
 };
 
-/* Endpoint id -> its unanswered flows; 0 is the host and everything that is no pod's. Tables are made by the agent. */
+/*
+ * Endpoint id -> its unanswered flows, out and in. 0 holds the host's own and
+ * every pointer of a masqueraded flow: the agent makes it 16 times larger.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, MAX_ENDPOINTS);
@@ -134,6 +137,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct counter);
 } metrics SEC(".maps");
+
+/* Reason -> drop events left on this CPU. Written by programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASONS);
+	__type(key, __u32);
+	__type(value, struct drop_budget);
+} drop_budgets SEC(".maps");
 
 /* The one record of what changes while programs run. Written by the agent. */
 struct {

@@ -57,7 +57,8 @@ enum hook {
 enum mark {
 	MARK_MAGIC_MASK = 0x0f00,
 	MARK_IDENTITY = 0x0d00,	/* bits 16-31: identity & 0xffff, bits 0-7: identity >> 16 */
-	MARK_ACCEPTED = 0x0e00,	/* the same bits; and the packet was already judged by this node's uplink program */
+	MARK_ACCEPTED = 0x0e00,	/* the same bits; and it came through the tunnel from the node that may send it */
+	MARK_DELIVERED = 0x0c00,	/* one of our programs has decided: the next one lets it pass */
 };
 
 /* A local address: a pod's, or one of this host. */
@@ -92,6 +93,7 @@ enum peer_flags {
 	PEER_NODE = 1 << 2,		/* an address of another node's host */
 	PEER_CLUSTER = 1 << 3,		/* inside the cluster's pools: unknown means pending, not world */
 	PEER_NO_MASQUERADE = 1 << 4,	/* outside, and to see the pod's own address */
+	PEER_LOCAL = 1 << 5,		/* a prefix of this node's own pods: no endpoint, no such pod */
 };
 
 /* Who an address is and where it lives. */
@@ -140,7 +142,16 @@ struct flow_key {
 	__be16 hi_port;
 	__u8 proto;
 	__u8 class;
-	__u16 zone;		/* 0 */
+	__u16 zone;		/* enum flow_zone */
+};
+
+/*
+ * Zone 1 holds connections of the host itself whose own name is taken by the
+ * pointer of a masqueraded one: they too got another port.
+ */
+enum flow_zone {
+	ZONE_DEFAULT = 0,
+	ZONE_HOST = 1,
 };
 
 enum conn_flags {
@@ -151,6 +162,17 @@ enum conn_flags {
 	CONN_STACK = 1 << 4,		/* crossed the host's stack: replies do too */
 	CONN_TUNNEL = 1 << 5,		/* came through the tunnel: replies do too */
 	CONN_CLOSING = 1 << 6,		/* FIN both ways, or RST */
+};
+
+/*
+ * Ticks without a packet after which a connection is over. Programs take an
+ * older entry for none; the agent's collector removes it.
+ */
+enum conn_lifetime {
+	LIFETIME_UNANSWERED = 60,
+	LIFETIME_TCP = 21600,
+	LIFETIME_OTHER = 120,
+	LIFETIME_CLOSING = 10,
 };
 
 /* What one side's policy said, and of which state of the tables. */
@@ -219,24 +241,42 @@ struct backend {
 	__u32 pad;
 };
 
-/* What a socket called its peer before translation. */
+/*
+ * What a socket called its peer before translation: backend -> service. And for
+ * a datagram socket which backend it got, so that it stays with it:
+ * service -> backend, with chosen 1.
+ */
 struct service_name_key {
 	__u64 cookie;
-	union addr addr;	/* the backend's */
+	union addr addr;
 	__be16 port;
 	__u8 proto;
-	__u8 pad[5];
+	__u8 chosen;
+	__u32 pad;
 };
 
 struct service_name {
-	union addr addr;	/* the service's */
+	union addr addr;
 	__be16 port;
-	__u8 pad[6];
+	__u16 slot;		/* of the chosen backend; else 0 */
+	__u32 pad;
+};
+
+/* Slots of `metrics` beside the reasons: events that were not sent. */
+enum metric_slot {
+	METRIC_EVENTS_LIMITED = 254,	/* over the reason's rate */
+	METRIC_EVENTS_LOST = 255,	/* the ring was full */
 };
 
 struct counter {
 	__u64 packets;
 	__u64 bytes;
+};
+
+/* Drop events that this CPU may still send for a reason. */
+struct drop_budget {
+	__u32 tick;		/* of the last refill */
+	__u32 left;
 };
 
 /* What changes while programs run; written by the agent through the mapped array. */
@@ -302,6 +342,7 @@ _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct service_key) == 24, "service_key");
 _Static_assert(sizeof(struct backend) == 24, "backend");
 _Static_assert(sizeof(struct service_name_key) == 32, "service_name_key");
+_Static_assert(sizeof(struct service_name) == 24, "service_name");
 _Static_assert(sizeof(struct event) == 96, "event");
 
 #endif
