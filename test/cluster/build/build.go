@@ -5,6 +5,7 @@ package build
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -178,4 +179,26 @@ func every(interval time.Duration, act func()) (stop func()) {
 		}
 	}()
 	return func() { ticker.Stop(); close(done) }
+}
+
+// Source returns the folder of a component's own source in the module cache.
+func (c Cache) Source(ctx context.Context, name string) (string, error) {
+	for _, component := range Components() {
+		if component.Name != name {
+			continue
+		}
+		cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", component.Module)
+		cmd.Dir = filepath.Join(c.Components, name)
+		cmd.Env = append(os.Environ(), "GOWORK=off")
+		out, err := cmd.Output()
+		if err != nil {
+			return "", fmt.Errorf("source of %s: %w", name, err)
+		}
+		var module struct{ Dir string }
+		if err := json.Unmarshal(out, &module); err != nil {
+			return "", fmt.Errorf("source of %s: %w", name, err)
+		}
+		return module.Dir, nil
+	}
+	return "", fmt.Errorf("component %s: %w", name, ErrModule)
 }

@@ -92,23 +92,17 @@ func (ca *CA) Issue(name string, s Subject) error {
 	return write(ca.dir, name, raw, key)
 }
 
-// Kubeconfig writes NAME.kubeconfig, which reaches server with the
+// Kubeconfig writes a kubeconfig to path, which reaches server with the
 // certificate NAME. It names no other file, so it may be copied.
-func (ca *CA) Kubeconfig(name, cluster, server string) (string, error) {
+func (ca *CA) Kubeconfig(path, name, cluster, server string) error {
 	var data [3]string
 	for i, file := range []string{ca.name + ".crt", name + ".crt", name + ".key"} {
 		raw, err := os.ReadFile(filepath.Join(ca.dir, file))
 		if err != nil {
-			return "", fmt.Errorf("kubeconfig of %s: %w", name, err)
+			return fmt.Errorf("kubeconfig of %s: %w", name, err)
 		}
 		data[i] = base64.StdEncoding.EncodeToString(raw)
 	}
-	path := filepath.Join(ca.dir, name+".kubeconfig")
-	return path, WriteKubeconfig(path, cluster, server, data)
-}
-
-// WriteKubeconfig writes a kubeconfig from base64 data: CA, certificate, key.
-func WriteKubeconfig(path, cluster, server string, data [3]string) error {
 	text := fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters:

@@ -55,8 +55,8 @@ func TestKubeconfigIsSelfContained(t *testing.T) {
 	if err := ca.Issue("admin", pki.Subject{User: "admin"}); err != nil {
 		t.Fatal(err)
 	}
-	path, err := ca.Kubeconfig("admin", "dev", "https://[::1]:6443")
-	if err != nil {
+	path := filepath.Join(dir, "admin.kubeconfig")
+	if err := ca.Kubeconfig(path, "admin", "dev", "https://[::1]:6443"); err != nil {
 		t.Fatal(err)
 	}
 	raw, err := os.ReadFile(path)
@@ -69,7 +69,7 @@ func TestKubeconfigIsSelfContained(t *testing.T) {
 	if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v: holds a key", info.Mode())
 	}
-	if _, err := ca.Kubeconfig("nobody", "dev", "https://[::1]:6443"); err == nil {
+	if err := ca.Kubeconfig(path, "nobody", "dev", "https://[::1]:6443"); err == nil {
 		t.Error("a kubeconfig for a certificate that is not there")
 	}
 }
