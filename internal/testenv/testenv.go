@@ -29,6 +29,20 @@ type Env struct {
 // fails where KUBE_CILIUM_TEST_ROOT=1 forbids skipping.
 func Start(t testing.TB) *Env {
 	t.Helper()
+	return start(t, &envtest.Environment{
+		CRDDirectoryPaths:     []string{filepath.Join(Root(), "config", "crd", "bases")},
+		ErrorIfCRDPathMissing: true,
+	})
+}
+
+// StartEmpty is Start without our CRDs: a cluster before the installation.
+func StartEmpty(t testing.TB) *Env {
+	t.Helper()
+	return start(t, &envtest.Environment{})
+}
+
+func start(t testing.TB, e *envtest.Environment) *Env {
+	t.Helper()
 	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
 		const why = "needs kube-apiserver, etcd and kubectl in KUBEBUILDER_ASSETS (make test-kernel)"
 		if os.Getenv("KUBE_CILIUM_TEST_ROOT") == "1" {
@@ -36,12 +50,7 @@ func Start(t testing.TB) *Env {
 		}
 		t.Skip(why)
 	}
-	e := &envtest.Environment{
-		CRDDirectoryPaths:        []string{filepath.Join(Root(), "config", "crd", "bases")},
-		ErrorIfCRDPathMissing:    true,
-		ControlPlaneStartTimeout: 2 * time.Minute,
-		ControlPlaneStopTimeout:  time.Minute,
-	}
+	e.ControlPlaneStartTimeout, e.ControlPlaneStopTimeout = 2*time.Minute, time.Minute
 	cfg, err := e.Start()
 	t.Cleanup(func() {
 		if err := e.Stop(); err != nil {
