@@ -52,7 +52,7 @@ func startLoad(t *testing.T, c *cluster, namespace string, d time.Duration, to m
 			l := &load{name: name, proto: p.proto, dst: dst, rate: p.rate, results: make(chan error, 1)}
 			loads = append(loads, l)
 			go func() {
-				out, err := c.inPod(t.Context(), namespace, "client", nil, "/prober/prober", "stream", "-proto", l.proto,
+				out, err := c.InPod(t.Context(), namespace, "client", nil, "/prober/prober", "stream", "-proto", l.proto,
 					"-dst", l.dst, "-rate", fmt.Sprint(l.rate), "-duration", d.String())
 				if err == nil {
 					err = json.Unmarshal([]byte(out), &l.result)
@@ -136,12 +136,12 @@ func (c *cluster) agentPod(t testing.TB, node string) (name, container string) {
 func (c *cluster) killAgent(t testing.TB, node string) {
 	t.Helper()
 	pod, container := c.agentPod(t, node)
-	if out, err := c.onNode(t.Context(), t, node, "ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", container); err != nil {
+	if out, err := c.OnNode(t.Context(), node, "ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", container); err != nil {
 		t.Fatalf("kill the agent of %s: %v\n%s", node, err, out)
 	}
 	c.kubectl(t, "-n", systemNamespace, "delete", "pod", pod, "--grace-period=0", "--force", "--wait=false")
 	eventually(t, "a new agent ready on "+node, 90*time.Second, func() error {
-		out, err := c.tryKubectl(t.Context(), nil, "-n", systemNamespace, "get", "pods", "-l", "app.kubernetes.io/name=cilium-agent", "--field-selector", "spec.nodeName="+node,
+		out, err := c.Kubectl(t.Context(), nil, "-n", systemNamespace, "get", "pods", "-l", "app.kubernetes.io/name=cilium-agent", "--field-selector", "spec.nodeName="+node,
 			"-o", `jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status} {end}`)
 		if err != nil {
 			return err

@@ -27,7 +27,7 @@ func TestSYNFloodSparesNeighbours(t *testing.T) {
 	loads := []*load{{name: "idle", proto: "tcp", dst: fmt.Sprintf("%s:%d", server, proberPort), rate: 1, results: make(chan error, 1)}}
 	go func() {
 		l := loads[0]
-		out, err := c.inPod(t.Context(), ns, "client", nil, "/prober/prober", "stream", "-proto", l.proto, "-dst", l.dst, "-rate", "1", "-duration", d.String())
+		out, err := c.InPod(t.Context(), ns, "client", nil, "/prober/prober", "stream", "-proto", l.proto, "-dst", l.dst, "-rate", "1", "-duration", d.String())
 		if err == nil {
 			err = json.Unmarshal([]byte(out), &l.result)
 		}
@@ -35,7 +35,7 @@ func TestSYNFloodSparesNeighbours(t *testing.T) {
 	}()
 	time.Sleep(2 * time.Second) // let the stream begin: its first message is the setup, not the test
 	world := byFamily(c.Outside.World)["4"]
-	out, err := c.inPod(t.Context(), ns, "flooder", nil, "/prober/prober", "flood", "-dst", world+":9", "-count", "200000")
+	out, err := c.InPod(t.Context(), ns, "flooder", nil, "/prober/prober", "flood", "-dst", world+":9", "-count", "200000")
 	if err != nil {
 		t.Fatal(err)
 	}

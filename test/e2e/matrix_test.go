@@ -72,7 +72,7 @@ func (c *cluster) setMode(t testing.TB, m mode) {
 	c.kubectl(t, "patch", "ciliumconfig", "default", "--type=merge", "-p", m.patch)
 	generation := strings.TrimSpace(c.kubectl(t, "get", "ciliumconfig", "default", "-o", "jsonpath={.metadata.generation}"))
 	eventually(t, m.name+" in force on every node", time.Minute, func() error {
-		out, err := c.tryKubectl(t.Context(), nil, "get", "ciliumnodereports", "-o",
+		out, err := c.Kubectl(t.Context(), nil, "get", "ciliumnodereports", "-o",
 			`jsonpath={range .items[*]}{.metadata.name}={.status.observedConfigGeneration}={.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}`)
 		if err != nil {
 			return err
@@ -146,7 +146,8 @@ spec:
 // startOutside serves the prober where the cluster ends.
 func startOutside(t testing.TB, c *cluster, dir string) {
 	t.Helper()
-	cmd := exec.Command(testCluster(t), "exec-outside", "--name", c.Name, "--", dir+"/prober", "serve", "-port", fmt.Sprint(proberPort))
+	line := c.OutsideCommand(dir+"/prober", "serve", "-port", fmt.Sprint(proberPort))
+	cmd := exec.Command(line[0], line[1:]...)
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("serve outside: %v", err)
 	}
@@ -158,7 +159,7 @@ func routeOutside(t testing.TB, c *cluster, pod map[string]string, n node) {
 	t.Helper()
 	via := byFamily(n.Addresses)
 	for family, ip := range pod {
-		if _, err := c.outside(t.Context(), t, nil, "ip", "-"+family, "route", "replace", ip, "via", via[family]); err != nil {
+		if _, err := c.OnOutside(t.Context(), nil, "ip", "-"+family, "route", "replace", ip, "via", via[family]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -188,7 +189,7 @@ func (s *matrixSetup) run(t testing.TB, title string) {
 		cells[r.Name] = r
 	}
 	in, _ := json.Marshal(outside)
-	out, err := s.c.outside(t.Context(), t, in, proberDir(t)+"/prober", "check", "-timeout", "3s")
+	out, err := s.c.OnOutside(t.Context(), in, proberDir(t)+"/prober", "check", "-timeout", "3s")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,7 +31,7 @@ func TestAPIServerAway(t *testing.T) {
 	loads := startLoad(t, c, ns, away, map[string]string{"other v4": other["4"], "other v6": other["6"]})
 	cutAPIServer(t, c)
 	start := time.Now()
-	if out, err := c.onNode(t.Context(), t, n2, "ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", container); err != nil {
+	if out, err := c.OnNode(t.Context(), n2, "ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", container); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	static := strings.ReplaceAll(proberPod("default", "static", "NODE", dir, false), "  nodeName: NODE\n", "")
@@ -40,7 +39,7 @@ func TestAPIServerAway(t *testing.T) {
 	if err := os.WriteFile(path, []byte(strings.TrimSuffix(strings.TrimSpace(static), "---")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := c.onNode(t.Context(), t, n2, "cp", path, "/etc/kubernetes/manifests/static.yaml"); err != nil {
+	if out, err := c.OnNode(t.Context(), n2, "cp", path, "/etc/kubernetes/manifests/static.yaml"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	eventually(t, "a new pod answers its node during the outage", 3*time.Minute, func() error {
@@ -50,7 +49,7 @@ func TestAPIServerAway(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancel()
-			if _, err := c.onNode(ctx, t, n2, "curl", "-sf", "--max-time", "2", fmt.Sprintf("http://%s:%d/", ip, proberPort+1)); err == nil {
+			if _, err := c.OnNode(ctx, n2, "curl", "-sf", "--max-time", "2", fmt.Sprintf("http://%s:%d/", ip, proberPort+1)); err == nil {
 				return nil
 			}
 		}
@@ -61,7 +60,7 @@ func TestAPIServerAway(t *testing.T) {
 	restoreAPIServer(t, c)
 	finish(t, loads)
 	eventually(t, "the agents report again", 2*time.Minute, func() error {
-		out, err := c.tryKubectl(t.Context(), nil, "get", "ciliumnodereports", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+		out, err := c.Kubectl(t.Context(), nil, "get", "ciliumnodereports", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
 		if err != nil || strings.TrimSpace(out) != "True True" {
 			return fmt.Errorf("ready: %q %v", out, err)
 		}
@@ -72,7 +71,7 @@ func TestAPIServerAway(t *testing.T) {
 // podAddressesOn gives the IPv4 addresses that a node routes to its pods.
 func (c *cluster) podAddressesOn(t testing.TB, node string) []string {
 	t.Helper()
-	out, err := c.onNode(t.Context(), t, node, "ip", "-4", "-o", "route", "show", "proto", "201", "scope", "link")
+	out, err := c.OnNode(t.Context(), node, "ip", "-4", "-o", "route", "show", "proto", "201", "scope", "link")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,6 +107,6 @@ func restoreAPIServer(t *testing.T, c *cluster) {
 }
 
 func execCP(c *cluster, t testing.TB, args ...string) error {
-	_, err := run(exec.Command(testCluster(t), append([]string{"exec-cp", "--name", c.Name, "--"}, args...)...), nil)
+	_, err := c.OnControlPlane(context.WithoutCancel(t.Context()), args...)
 	return err
 }

@@ -40,8 +40,8 @@ func (c *cluster) waitReady(t testing.TB, namespace string, pods ...string) {
 	for _, p := range pods {
 		args = append(args, "pod/"+p)
 	}
-	if out, err := c.tryKubectl(t.Context(), nil, args...); err != nil {
-		describe, _ := c.tryKubectl(t.Context(), nil, "-n", namespace, "describe", "pods")
+	if out, err := c.Kubectl(t.Context(), nil, args...); err != nil {
+		describe, _ := c.Kubectl(t.Context(), nil, "-n", namespace, "describe", "pods")
 		t.Fatalf("%v\n%s\n%s", err, out, describe)
 	}
 }
@@ -92,7 +92,7 @@ type result struct {
 func (c *cluster) ask(t testing.TB, namespace, pod string, targets []target, attempts int) []result {
 	t.Helper()
 	in, _ := json.Marshal(targets)
-	out, err := c.inPod(t.Context(), namespace, pod, in, "/prober/prober", "check", "-attempts", fmt.Sprint(attempts), "-timeout", "3s")
+	out, err := c.InPod(t.Context(), namespace, pod, in, "/prober/prober", "check", "-attempts", fmt.Sprint(attempts), "-timeout", "3s")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func (c *cluster) deleteNamespace(t testing.TB, namespace string) {
 	t.Helper()
 	c.kubectl(t, "delete", "namespace", namespace, "--timeout=90s")
 	eventually(t, "namespace "+namespace+" gone", 30*time.Second, func() error {
-		if out, err := c.tryKubectl(t.Context(), nil, "get", "namespace", namespace, "--ignore-not-found", "-o", "name"); err != nil || out != "" {
+		if out, err := c.Kubectl(t.Context(), nil, "get", "namespace", namespace, "--ignore-not-found", "-o", "name"); err != nil || out != "" {
 			return fmt.Errorf("still there: %s %v", out, err)
 		}
 		return nil
