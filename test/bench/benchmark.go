@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+)
+
+type options struct {
+	rounds, millis int
+	out            string
+	testCluster    string
+	only           string
+}
+
+// The bars: what the product promises of its own shapes.
+var limits = map[string]bars{
+	"same node":                  {"rr": 0.94, "crr": 0.90, "stream": 0.94},
+	"two nodes, VXLAN":           {"rr": 0.82, "crr": 0.78, "stream": 0.80},
+	"two nodes, native":          {"rr": 0.88, "crr": 0.86, "stream": 0.92},
+	"ClusterIP":                  {"crr": 0.97},
+	"two nodes, VXLAN, segments": {"stream": 1.1},
+}
+
+func benchmark(ctx context.Context, o options) (err error) {
+	log := os.Stderr
+	var figures []Figure
+	want := func(part string) bool { return o.only == "" || o.only == part }
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return err
+	}
+	g := &ground{run: fmt.Sprintf("kcb%d-", os.Getpid()), dir: dir}
+	defer g.close()
+	fmt.Fprintln(log, "bringing a cluster up")
+	c, err := bringUp(ctx, o.testCluster, "bench")
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	g.cni = filepath.Dir(c.Binaries["bridge"])
+	pair, err := g.straight()
+	if err != nil {
+		return err
+	}
+	clientPod, same, other := c.pods["client"], c.pods["same"], c.pods["other"]
+	all := []string{"rr", "crr", "rr-cross", "crr-cross", "udp", "stream"}
+
+	if want("same") {
+		bridge, err := g.reference("bridge", "10.73.0.0/24")
+		if err != nil {
+			return err
+		}
+		ptp, err := g.reference("ptp", "10.74.0.0/24")
+		if err != nil {
+			return err
+		}
+		mine := shape{name: "same node", client: clientPod, server: same, dst: same.ips["4"]}
+		f, err := measure(log, "same node", []shape{pair, bridge, ptp, mine}, pair.name, all, o.rounds, o.millis, limits)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+		named := mine
+		named.name, named.dst = "ClusterIP", c.vip
+		if f, err = measure(log, "ClusterIP", []shape{mine, named}, mine.name, []string{"crr"}, o.rounds, o.millis, limits); err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+	}
+	vxlan := shape{name: "two nodes, VXLAN", client: clientPod, server: other, dst: other.ips["4"]}
+	if want("cross") {
+		kernel, err := g.kernelVXLAN(false)
+		if err != nil {
+			return err
+		}
+		f, err := measure(log, vxlan.name, []shape{pair, kernel, vxlan}, pair.name, all, o.rounds, o.millis, limits)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+		if err := c.setRouting(ctx, `{"spec":{"routing":{"mode":"Native"}}}`); err != nil {
+			return err
+		}
+		native := vxlan
+		native.name = "two nodes, native"
+		if f, err = measure(log, native.name, []shape{pair, native}, pair.name, all, o.rounds, o.millis, limits); err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+		if err := c.setRouting(ctx, `{"spec":{"routing":{"mode":"VXLAN"}}}`); err != nil {
+			return err
+		}
+	}
+	if want("cut") {
+		h := &ground{run: g.run + "c", dir: g.dir, cni: g.cni}
+		defer h.close()
+		kernel, err := h.kernelVXLAN(true)
+		if err != nil {
+			return err
+		}
+		kernel.name = "kernel VXLAN, segments"
+		if err := c.cutSegments(ctx, true); err != nil {
+			return err
+		}
+		cut := vxlan
+		cut.name = "two nodes, VXLAN, segments"
+		f, err := measure(log, cut.name, []shape{kernel, cut}, kernel.name, []string{"stream"}, o.rounds, 4*o.millis, limits)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+		if err := c.cutSegments(ctx, false); err != nil {
+			return err
+		}
+	}
+	if want("cni") {
+		f, err := cniFigures(ctx, log, c, g)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+	}
+	if want("memory") {
+		f, err := memoryFigures(ctx, log, c)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+	}
+	return report(log, o, figures)
+}
+
+// machine says on what the figures were measured.
+func machine() string {
+	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	return fmt.Sprintf("Linux %s, %d CPUs, %s", trim(release), runtime.NumCPU(), runtime.GOARCH)
+}
+
+func trim(b []byte) string {
+	for len(b) > 0 && b[len(b)-1] == '\n' {
+		b = b[:len(b)-1]
+	}
+	return string(b)
+}
+
+func report(log io.Writer, o options, figures []Figure) error {
+	missed := 0
+	for _, f := range figures {
+		if !f.Met {
+			missed++
+		}
+		fmt.Fprintln(log, line(f))
+	}
+	fmt.Fprintf(log, "%d figures, %d below their bar\n", len(figures), missed)
+	if o.only != "" {
+		return nil // a part is a look, not the record
+	}
+	return write(o.out, figures, time.Now())
+}

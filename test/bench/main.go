@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+)
+
+func main() {
+	if err := start(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func start(args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case "client":
+			return client()
+		case "server":
+			cpu, err := strconv.Atoi(args[1])
+			if err != nil {
+				return err
+			}
+			return server(cpu)
+		case "cni":
+			return cniWorker(os.Stdin, os.Stdout)
+		}
+	}
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	o := options{}
+	fs.IntVar(&o.rounds, "rounds", 200, "rounds over all shapes")
+	fs.IntVar(&o.millis, "slice", 30, "milliseconds of one slice")
+	fs.StringVar(&o.out, "out", "docs", "folder for benchmarks.md and benchmarks.json")
+	fs.StringVar(&o.testCluster, "test-cluster", os.Getenv("TEST_CLUSTER"), "the test-cluster binary")
+	fs.StringVar(&o.only, "only", "", "one part: same, cross, cut, cni, memory, programs; empty: all")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("makes namespaces and clusters: needs root")
+	}
+	if o.testCluster == "" {
+		return errors.New("--test-cluster or TEST_CLUSTER must name the test-cluster binary (make bench sets it)")
+	}
+	var err error
+	if o.testCluster, err = filepath.Abs(o.testCluster); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	return benchmark(ctx, o)
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// memoryFigures starts 100 pods on the first node and reads what the agent and the operator hold, and each map's bytes.
+func memoryFigures(ctx context.Context, log io.Writer, c *ours) ([]Figure, error) {
+	const pods = 100
+	node := c.Nodes[0].Name
+	var yaml strings.Builder
+	for i := range pods - 2 { // client and same are there already
+		yaml.WriteString(podYAML(fmt.Sprintf("fill-%d", i), node, ""))
+	}
+	fmt.Fprintf(log, "starting %d pods on %s\n", pods, node)
+	if _, err := c.Kubectl(ctx, []byte(yaml.String()), "apply", "-f", "-"); err != nil {
+		return nil, err
+	}
+	if _, err := c.Kubectl(ctx, nil, "-n", benchNamespace, "wait", "--for=condition=Ready", "--timeout=300s", "pod", "--all"); err != nil {
+		return nil, err
+	}
+	var figures []Figure
+	for _, w := range []struct {
+		what, selector, node string
+		bar                  float64
+	}{
+		{"agent with 100 pods", "app.kubernetes.io/name=cilium-agent", node, 64},
+		{"operator", "app.kubernetes.io/name=cilium-operator", "", 48},
+	} {
+		kib, err := c.anonymousKiB(ctx, w.selector, w.node)
+		if err != nil {
+			return nil, err
+		}
+		figures = append(figures, Figure{Figure: "anonymous memory", Shape: w.what, Ratio: kib / 1024, Unit: "MiB", Bar: w.bar, AtMost: true}.judged())
+	}
+	var r struct {
+		Status struct {
+			Maps []struct {
+				Name  string
+				Bytes float64
+			}
+		}
+	}
+	out, err := c.Kubectl(ctx, nil, "get", "ciliumnodereport", node, "-o", "json")
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		return nil, err
+	}
+	for _, m := range r.Status.Maps {
+		figures = append(figures, Figure{Figure: "eBPF map", Shape: m.Name, Ratio: m.Bytes / 1024, Unit: "KiB"}.judged())
+	}
+	return figures, nil
+}
+
+// anonymousKiB is the largest RssAnon among the main processes of the pods of a selector.
+func (o *ours) anonymousKiB(ctx context.Context, selector, node string) (float64, error) {
+	args := []string{"-n", "kube-cilium-system", "get", "pods", "-l", selector, "-o", `jsonpath={range .items[*]}{.spec.nodeName} {.status.containerStatuses[*].containerID}{"\n"}{end}`}
+	if node != "" {
+		args = append(args, "--field-selector", "spec.nodeName="+node)
+	}
+	out, err := o.Kubectl(ctx, nil, args...)
+	if err != nil {
+		return 0, err
+	}
+	var most float64
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		tasks, err := o.OnNode(ctx, f[0], "ctr", "-n", "k8s.io", "tasks", "ls")
+		if err != nil {
+			return 0, err
+		}
+		for task := range strings.Lines(tasks) {
+			t := strings.Fields(task)
+			if len(t) < 2 || !strings.Contains(line, t[0]) {
+				continue
+			}
+			status, err := o.OnNode(ctx, f[0], "cat", "/proc/"+t[1]+"/status")
+			if err != nil {
+				return 0, err
+			}
+			for s := range strings.Lines(status) {
+				var kib float64
+				if n, _ := fmt.Sscanf(s, "RssAnon: %f kB", &kib); n == 1 {
+					most = max(most, kib)
+				}
+			}
+		}
+	}
+	if most == 0 {
+		return 0, fmt.Errorf("no process of %s was found", selector)
+	}
+	return most, nil
+}

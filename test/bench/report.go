@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+func bar(f Figure) string {
+	switch {
+	case f.Bar == 0:
+		return ""
+	case f.AtMost:
+		return fmt.Sprintf("at most %.4g", f.Bar)
+	}
+	return fmt.Sprintf("at least %.4g", f.Bar)
+}
+
+func verdict(f Figure) string {
+	if f.Bar == 0 {
+		return ""
+	}
+	if f.Met {
+		return "kept"
+	}
+	return "**missed**"
+}
+
+func line(f Figure) string {
+	peer := f.Peer
+	if peer == "" {
+		peer = f.Unit
+	}
+	return fmt.Sprintf("%-14s %-28s %-24s %8.4g  (%.4g to %.4g)  %s %s", f.Figure, f.Shape, peer, f.Ratio, f.P25, f.P75, bar(f), strings.Trim(verdict(f), "*"))
+}
+
+// write writes both files; the page is for people, the JSON for machines.
+func write(dir string, figures []Figure, now time.Time) error {
+	b, err := json.MarshalIndent(figures, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "benchmarks.json"), append(b, '\n'), 0o644); err != nil {
+		return err
+	}
+	var page strings.Builder
+	fmt.Fprintf(&page, `# Benchmarks
+
+Written by %[1]smake bench%[1]s on %s, %s. Do not edit: run it again.
+
+A ratio is paired within a round of short slices in random order; the median over all rounds, with its quartiles. rr: one byte there and
+back on a lasting TCP connection; crr: connect, one byte there and back, close; stream: one TCP stream; udp: one datagram there and back.
+Client and server share one CPU, so a ratio compares what the whole path costs; -cross: each on its own CPU.
+
+## Ratios
+
+| figure | shape | beside | ratio | quartiles | bar | |
+|---|---|---|---|---|---|---|
+`, "`", now.UTC().Format("2006-01-02"), machine())
+	for _, f := range figures {
+		if f.Peer != "" {
+			fmt.Fprintf(&page, "| %s | %s | %s | %.3f | %.3f to %.3f | %s | %s |\n", f.Figure, f.Shape, f.Peer, f.Ratio, f.P25, f.P75, bar(f), verdict(f))
+		}
+	}
+	page.WriteString("\n## Sizes and times\n\n| figure | of | value | bar | |\n|---|---|---|---|---|\n")
+	for _, f := range figures {
+		if f.Peer == "" {
+			fmt.Fprintf(&page, "| %s | %s | %.4g %s | %s | %s |\n", f.Figure, f.Shape, f.Ratio, f.Unit, bar(f), verdict(f))
+		}
+	}
+	return os.WriteFile(filepath.Join(dir, "benchmarks.md"), []byte(page.String()), 0o644)
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// ground is where the shapes that are not ours live: namespaces of this run, on this machine.
+type ground struct {
+	run    string // unique prefix of names
+	cni    string // folder of the reference plugins
+	dir    string // scratch
+	spaces []string
+}
+
+func (g *ground) space(name string) (place, error) {
+	full := g.run + name
+	if _, err := sh("ip netns add " + full); err != nil {
+		return place{}, err
+	}
+	g.spaces = append(g.spaces, full)
+	_, err := sh("ip -n " + full + " link set lo up")
+	p := netns(full)
+	p.ips = map[string]string{}
+	return p, err
+}
+
+func (g *ground) close() {
+	for _, s := range g.spaces {
+		_, _ = sh("ip netns del " + s)
+	}
+	_ = os.RemoveAll(g.dir)
+}
+
+// straight is the limit: a veth pair between two namespaces and nothing else.
+func (g *ground) straight() (shape, error) {
+	a, err1 := g.space("va")
+	b, err2 := g.space("vb")
+	if err := errors.Join(err1, err2); err != nil {
+		return shape{}, err
+	}
+	err := all(
+		fmt.Sprintf("ip link add veth0 netns %sva type veth peer name veth0 netns %svb", g.run, g.run),
+		fmt.Sprintf("ip -n %sva addr add 10.71.0.1/24 dev veth0", g.run), fmt.Sprintf("ip -n %svb addr add 10.71.0.2/24 dev veth0", g.run),
+		fmt.Sprintf("ip -n %sva link set veth0 up", g.run), fmt.Sprintf("ip -n %svb link set veth0 up", g.run))
+	return shape{name: "veth pair", client: a, server: b, dst: "10.71.0.2"}, err
+}
+
+// reference makes two pods on one node with a reference plugin.
+func (g *ground) reference(plugin, subnet string) (shape, error) {
+	host, err := g.space(plugin)
+	if err != nil {
+		return shape{}, err
+	}
+	if _, err := output(host.command("sysctl", "-qw", "net.ipv4.ip_forward=1")); err != nil {
+		return shape{}, err
+	}
+	s := shape{name: plugin + " plugin"}
+	for _, side := range []string{"a", "b"} {
+		p, err := g.space(plugin + side)
+		if err != nil {
+			return shape{}, err
+		}
+		ip, err := g.add(host, plugin, subnet, g.run+plugin+side)
+		if err != nil {
+			return shape{}, err
+		}
+		if side == "a" {
+			s.client = p
+		} else {
+			s.server, s.dst = p, ip
+		}
+	}
+	return s, nil
+}
+
+// conf is a reference plugin's network configuration.
+func (g *ground) conf(plugin, subnet string) string {
+	return fmt.Sprintf(`{"cniVersion":"1.0.0","name":"%s","type":"%s","bridge":"cnibench0","isGateway":true,"ipMasq":false,"mtu":1500,
+"ipam":{"type":"host-local","dataDir":"%s","ranges":[[{"subnet":"%s"}]],"routes":[{"dst":"0.0.0.0/0"}]}}`, g.run+plugin, plugin, g.dir, subnet)
+}
+
+// add runs a reference plugin's ADD from host for the namespace named pod and returns the pod's IPv4 address.
+func (g *ground) add(host place, plugin, subnet, pod string) (string, error) {
+	cmd := host.command(filepath.Join(g.cni, plugin))
+	cmd.Env = append(os.Environ(), "CNI_COMMAND=ADD", "CNI_CONTAINERID="+pod, "CNI_NETNS=/run/netns/"+pod, "CNI_IFNAME=eth0", "CNI_PATH="+g.cni)
+	cmd.Stdin = strings.NewReader(g.conf(plugin, subnet))
+	return addressOf(cmd)
+}
+
+// addressOf runs a CNI ADD and reads the first IPv4 address of its result.
+func addressOf(cmd *exec.Cmd) (string, error) {
+	out, err := output(cmd)
+	if err != nil {
+		return "", err
+	}
+	var r struct{ IPs []struct{ Address string } }
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		return "", fmt.Errorf("result %q: %w", out, err)
+	}
+	for _, ip := range r.IPs {
+		if a, _, _ := strings.Cut(ip.Address, "/"); !strings.Contains(a, ":") {
+			return a, nil
+		}
+	}
+	return "", fmt.Errorf("result %q has no IPv4 address", out)
+}
+
+// kernelVXLAN is two nodes whose pods sit on bridges and reach each other through the kernel's VXLAN device, with
+// routes and static neighbours. The underlay has a switch between the nodes, as our cluster's has.
+func (g *ground) kernelVXLAN(cut bool) (shape, error) {
+	if _, err := g.space("sw"); err != nil {
+		return shape{}, err
+	}
+	sw := g.run + "sw"
+	if err := all("ip -n "+sw+" link add br0 type bridge", "ip -n "+sw+" link set br0 up"); err != nil {
+		return shape{}, err
+	}
+	s := shape{name: "kernel VXLAN", dst: "10.72.2.2"}
+	for i, side := range []string{"a", "b"} {
+		me, other := i+1, 2-i
+		if _, err := g.space("n" + side); err != nil {
+			return shape{}, err
+		}
+		p, err := g.space("p" + side)
+		if err != nil {
+			return shape{}, err
+		}
+		node, pod := g.run+"n"+side, g.run+"p"+side
+		lines := []string{
+			fmt.Sprintf("ip link add eth0 netns %s type veth peer name v%d netns %s", node, me, sw),
+			fmt.Sprintf("ip -n %s link set v%d master br0", sw, me), fmt.Sprintf("ip -n %s link set v%d up", sw, me),
+			fmt.Sprintf("ip -n %s addr add 172.29.71.%d/24 dev eth0", node, me), "ip -n " + node + " link set eth0 up",
+			fmt.Sprintf("ip -n %s link add fl type vxlan id 1 dstport 8472 local 172.29.71.%d nolearning", node, me),
+			fmt.Sprintf("ip -n %s link set fl address 0e:00:00:00:00:0%d up", node, me),
+			fmt.Sprintf("ip -n %s addr add 10.72.%d.0/32 dev fl", node, me),
+			fmt.Sprintf("ip -n %s route add 10.72.%d.0/24 via 10.72.%d.0 dev fl onlink", node, other, other),
+			fmt.Sprintf("ip -n %s neigh add 10.72.%d.0 lladdr 0e:00:00:00:00:0%d dev fl nud permanent", node, other, other),
+			fmt.Sprintf("bridge -n %s fdb append 0e:00:00:00:00:0%d dev fl dst 172.29.71.%d", node, other, other),
+			"ip -n " + node + " link add cni0 type bridge", fmt.Sprintf("ip -n %s addr add 10.72.%d.1/24 dev cni0", node, me),
+			fmt.Sprintf("ip link add eth0 mtu 1450 netns %s type veth peer name p0 mtu 1450 netns %s", pod, node),
+			"ip -n " + node + " link set p0 master cni0", "ip -n " + node + " link set p0 up", "ip -n " + node + " link set cni0 up",
+			fmt.Sprintf("ip -n %s addr add 10.72.%d.2/24 dev eth0", pod, me), "ip -n " + pod + " link set eth0 up",
+			fmt.Sprintf("ip -n %s route add default via 10.72.%d.1", pod, me),
+			"nsenter --net=/run/netns/" + node + " sysctl -qw net.ipv4.ip_forward=1",
+		}
+		if cut {
+			lines = append(lines, "nsenter --net=/run/netns/"+node+" ethtool -K eth0 tso off gso off gro on",
+				fmt.Sprintf("nsenter --net=/run/netns/%s ethtool -K v%d tso off gso off gro on", sw, me))
+		}
+		if err := all(lines...); err != nil {
+			return shape{}, err
+		}
+		if side == "a" {
+			s.client = p
+		} else {
+			s.server = p
+		}
+	}
+	return s, nil
+}
