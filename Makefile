@@ -124,7 +124,8 @@ test-e2e: build plugins test-cluster ## Run the end-to-end tests on real cluster
 
 .PHONY: bench
 bench: build test-cluster ## Measure; writes docs/benchmarks.md and docs/benchmarks.json.
-	go run ./test/bench
+	go build -trimpath -o bin/bench ./test/bench
+	TEST_CLUSTER=$(TEST_CLUSTER) bin/bench
 
 .PHONY: deps
 deps: ## Install the Debian packages that building and testing need (as root).
