@@ -131,10 +131,27 @@ func (a *app) build() *cobra.Command {
 			if _, err := cluster.Preflight(h.Packages); err != nil {
 				return err
 			}
-			if _, _, err := h.Build(cmd.Context()); err != nil {
+			_, _, err = h.Build(cmd.Context())
+			return err
+		},
+	}
+}
+
+func (a *app) assets() *cobra.Command {
+	return &cobra.Command{
+		Use:   "assets",
+		Short: "Print the folder with etcd, kube-apiserver and kubectl (for KUBEBUILDER_ASSETS), building what is not built yet",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			h, err := a.host(true)
+			if err != nil {
 				return err
 			}
-			fmt.Println(filepath.Join(h.Cache, "bin"))
+			folder, err := h.Assets(cmd.Context())
+			if err != nil {
+				return err
+			}
+			fmt.Println(folder)
 			return nil
 		},
 	}
@@ -244,4 +261,3 @@ func (a *app) execIn(use, short string, space func(*cluster.State) string) *cobr
 		},
 	}
 }
-

@@ -29,6 +29,7 @@ var ErrEnded = errors.New("process ended")
 
 const (
 	apiPort     = "6443"
+	lagPort     = "6444"
 	etcdURL     = "http://127.0.0.1:2379"
 	etcdPeerURL = "http://127.0.0.1:2380"
 )
@@ -214,6 +215,23 @@ func (state *State) startForwarder(self string, listener *net.TCPListener) error
 	cmd.ExtraFiles = []*os.File{file}
 	_, err = state.start("forward", cmd)
 	return err
+}
+
+// lateResources are those by which agents learn of other nodes' pods.
+const lateResources = "ciliumendpointslices,ciliumidentities"
+
+// startLag starts the late way to the API server, which agents are told
+// instead of the API server itself.
+func (state *State) startLag(self string) error {
+	if state.Lag == 0 {
+		return nil
+	}
+	cmd := exec.Command(self, "lag", "--upstream", state.APIServers[0], "--listen", ":"+lagPort, "--pki", state.pki(),
+		"--delay", state.Lag.String(), "--resources", lateResources)
+	return netspace.Do(state.ControlPlane.Space, func() error {
+		_, err := state.start("lag", cmd)
+		return err
+	})
 }
 
 // client speaks HTTP inside the control plane's namespace, as an administrator.

@@ -57,13 +57,10 @@ func (state *State) beforeInstall() (string, error) {
 		object{
 			"apiVersion": "v1", "kind": "ConfigMap",
 			"metadata": object{"name": "cilium-api-servers", "namespace": systemNamespace},
-			"data":     object{"KUBERNETES_API_SERVERS": strings.Join(state.agentServers(), ",")},
+			"data":     object{"KUBERNETES_API_SERVERS": strings.Join(state.AgentServers, ",")},
 		},
 	)
 }
-
-// agentServers are the API server's URLs that agents are told.
-func (state *State) agentServers() []string { return state.APIServers }
 
 // ciliumConfig is the user's file, or one with the cluster's pod ranges.
 func (state *State) ciliumConfig() (string, error) {

@@ -47,7 +47,9 @@ type State struct {
 	// InsideKubeconfig is for commands run inside the control plane's namespace.
 	InsideKubeconfig string `json:"insideKubeconfig"`
 	// APIServers are URLs of the API server as nodes reach it.
-	APIServers    []string      `json:"apiServers"`
+	APIServers []string `json:"apiServers"`
+	// AgentServers are what agents are told, the late way with --lag.
+	AgentServers  []string      `json:"agentServers"`
 	ForwarderPort int           `json:"forwarderPort"`
 	Ranges        ranges.Ranges `json:"ranges"`
 	ClusterDNS    []netip.Addr  `json:"clusterDNS"`

@@ -56,6 +56,13 @@ func (h *Host) Build(ctx context.Context) (build.Binaries, []image.Archive, erro
 	return built, archives, err
 }
 
+// Assets builds what a control plane without nodes is made of, and returns the
+// folder with its binaries.
+func (h *Host) Assets(ctx context.Context) (string, error) {
+	_, err := h.cache().All(ctx)
+	return filepath.Join(h.Cache, "bin"), err
+}
+
 // Up brings a cluster up. The remains of one of that name that was cut short
 // are removed first; one that is up is ErrUp.
 func (h *Host) Up(ctx context.Context, o Options) (*State, error) {
@@ -132,6 +139,9 @@ func (h *Host) start(ctx context.Context, state *State, base, ours []image.Archi
 	if err := state.startForwarder(self, listener); err != nil {
 		return err
 	}
+	if err := state.startLag(self); err != nil {
+		return err
+	}
 	if err := h.startNodes(ctx, self, state, base, ours); err != nil {
 		return err
 	}
@@ -153,8 +163,13 @@ func (state *State) name() {
 	state.Outside = place("outside", ranges.OutsideHost)
 	state.Outside.World = ranges.Host(r.World, worldHost)
 	state.ClusterDNS = ranges.Host(r.Services, 10)
+	agentPort := apiPort
+	if state.Lag > 0 {
+		agentPort = lagPort
+	}
 	for _, a := range state.ControlPlane.Addresses {
 		state.APIServers = append(state.APIServers, "https://"+net.JoinHostPort(a.String(), apiPort))
+		state.AgentServers = append(state.AgentServers, "https://"+net.JoinHostPort(a.String(), agentPort))
 	}
 	for number := 1; number <= state.Workers; number++ {
 		n := Node{Place: place(fmt.Sprintf("n%d", number), ranges.WorkerBase+number), Name: fmt.Sprintf("worker-%d", number)}

@@ -59,7 +59,7 @@ func (p Product) Spec(ctx context.Context, source, scratch, arch, tag string) (S
 			return s, fmt.Errorf("image %s: %s: %w", p.Name, main, ErrNotThere)
 		}
 		binary := filepath.Join(scratch, arch, filepath.Base(main))
-		if err := goBuild(ctx, filepath.Join(source, p.Module), folder, arch, binary); err != nil {
+		if err := goBuild(ctx, filepath.Join(source, p.Module), folder, arch, tag, binary); err != nil {
 			return s, fmt.Errorf("image %s: %w", p.Name, err)
 		}
 		inside := "/usr/bin/" + filepath.Base(main)
@@ -71,14 +71,18 @@ func (p Product) Spec(ctx context.Context, source, scratch, arch, tag string) (S
 	return s, nil
 }
 
-// goBuild builds one static binary. The Go command's own cache makes it quick
+// versionVariable is what a product's binaries say with --version.
+const versionVariable = "github.com/kube-cilium/kube-cilium/internal/version.Version"
+
+// goBuild builds one static binary with a version in it. The Go command's own cache makes it quick
 // when nothing changed.
-func goBuild(ctx context.Context, module, folder, arch, to string) error {
+func goBuild(ctx context.Context, module, folder, arch, version, to string) error {
 	relative, err := filepath.Rel(module, folder)
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", to, "./"+relative)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X "+versionVariable+"="+version,
+		"-o", to, "./"+relative)
 	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -59,7 +59,20 @@ func writeFiles(c Config) error {
 	if err := copyPlugins(c); err != nil {
 		return err
 	}
+	for _, name := range []string{"containerd", "ctr", "runc", "kubectl"} {
+		if err := relink(c.Binaries[name], filepath.Join("/usr/local/bin", name)); err != nil {
+			return err
+		}
+	}
 	return writeBridge(c)
+}
+
+// relink makes a symbolic link anew, for people who look around in a node.
+func relink(target, path string) error {
+	if err := os.RemoveAll(path); err != nil {
+		return err
+	}
+	return os.Symlink(target, path)
 }
 
 // replace writes a file anew: the machine's may be a link to somewhere else.
