@@ -24,12 +24,14 @@ import (
 // address through the router .1, as a host in the world is reached. A second
 // uplink is the same once more: eth1 and br1.
 const (
-	bridge       = "br0"
-	bridge2      = "br1"
-	worldDevice  = "world0"
-	worldHost    = 1
-	worldRouter  = 254
-	worldTable   = 100
+	bridge      = "br0"
+	bridge2     = "br1"
+	worldDevice = "world0"
+	worldHost   = 1
+	worldRouter = 254
+	worldTable  = 100
+	// IPv6 takes 0 for 1024, so the first uplink's metric is said too.
+	firstMetric  = 100
 	secondMetric = 200
 )
 
@@ -98,7 +100,7 @@ func routerSysctls() error {
 // the router as default route.
 func (state *State) connect(space, port string, host int) error {
 	r := state.Ranges
-	if err := state.uplink(space, "eth0", bridge, port, r.Nodes, host, 0); err != nil {
+	if err := state.uplink(space, "eth0", bridge, port, r.Nodes, host, firstMetric); err != nil {
 		return err
 	}
 	if state.Uplinks == 2 {
@@ -116,10 +118,12 @@ func (state *State) uplink(space, device, bridge, port string, network []netip.P
 		return err
 	}
 	if state.CutSegments {
-		for end, name := range map[string]string{space: device, cp: port} {
-			if err := netspace.CutSegments(end, name); err != nil {
-				return err
-			}
+		// A switch does not aggregate what it receives; a node does.
+		if err := netspace.CutSegments(space, device, true); err != nil {
+			return err
+		}
+		if err := netspace.CutSegments(cp, port, false); err != nil {
+			return err
 		}
 	}
 	for _, gateway := range ranges.Host(network, ranges.GatewayHost) {

@@ -153,12 +153,16 @@ func Default(addr netip.Addr) netip.Prefix {
 }
 
 // CutSegments turns off what lets a segment larger than the MTU cross a
-// device, so that each packet is cut before the wire, and turns on receiving
-// them aggregated.
-func CutSegments(space, device string) error {
+// device, so that each packet is cut before the wire. Whether received ones
+// are aggregated is up to the caller.
+func CutSegments(space, device string, aggregate bool) error {
+	gro := "off"
+	if aggregate {
+		gro = "on"
+	}
 	return Do(space, func() error {
 		out, err := exec.Command("ethtool", "-K", device, "tso", "off", "gso", "off", "tx-udp-segmentation", "off",
-			"tx-udp_tnl-segmentation", "off", "tx-udp_tnl-csum-segmentation", "off", "gro", "on").CombinedOutput()
+			"tx-udp_tnl-segmentation", "off", "tx-udp_tnl-csum-segmentation", "off", "gro", gro).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("cut segments at %s in %s: %w: %s", device, space, err, out)
 		}
