@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kube-cilium/kube-cilium/test/cluster/build"
 	"github.com/kube-cilium/kube-cilium/test/cluster/image"
@@ -76,6 +77,20 @@ func (h *Host) ourImages(ctx context.Context, tag string) (archives []image.Arch
 		archives = append(archives, archive)
 	}
 	return archives, missing, nil
+}
+
+// unusedFor is how long an archive stays that no cluster was made of.
+const unusedFor = time.Hour
+
+// prune removes archives of earlier builds: each build of ours makes new ones.
+func (h *Host) prune() error {
+	var inUse []string
+	for _, name := range h.Store().Names() {
+		if state, err := h.Store().Load(name); err == nil {
+			inUse = append(inUse, paths(state.Images)...)
+		}
+	}
+	return image.Prune(h.imageFolder(), time.Now().Add(-unusedFor), inUse)
 }
 
 func (h *Host) imageFolder() string { return filepath.Join(h.Cache, "images") }

@@ -149,7 +149,10 @@ func (h *Host) start(ctx context.Context, state *State, base, ours []image.Archi
 		return err
 	}
 	state.Phase = PhaseUp
-	return state.save()
+	if err := state.save(); err != nil {
+		return err
+	}
+	return h.prune()
 }
 
 // name fills in all that follows from the name, the index and the options.
@@ -269,6 +272,13 @@ func (h *Host) settle(ctx context.Context, state *State) error {
 	if err := state.wait(ctx, "wait", "--for=condition=Ready", "nodes", "--all"); err != nil {
 		return err
 	}
+	if state.CNI == CNIOurs {
+		for _, part := range []string{"daemonset/cilium-agent", "deployment/cilium-operator"} {
+			if err := state.wait(ctx, "rollout", "status", "--namespace="+systemNamespace, part); err != nil {
+				return err
+			}
+		}
+	}
 	return state.wait(ctx, "rollout", "status", "--namespace=kube-system", "deployment/coredns")
 }
 
@@ -334,10 +344,16 @@ func (state *State) apply(ctx context.Context, manifest string) error {
 	return err
 }
 
-// wait runs a kubectl command that waits by itself.
+// wait runs a kubectl command that waits by itself. Its error shows the nodes
+// and pods as they were at the end.
 func (state *State) wait(ctx context.Context, args ...string) error {
-	if _, err := state.kubectl(ctx, "", append(args, "--timeout="+state.Timeout.String())...); err != nil {
-		return fmt.Errorf("%w: %w", ErrNotReady, err)
+	_, err := state.kubectl(ctx, "", append(args, "--timeout="+state.Timeout.String())...)
+	if err == nil {
+		return nil
 	}
-	return nil
+	shown, showErr := state.kubectl(ctx, "", "get", "nodes,pods", "--all-namespaces", "--output=wide")
+	if showErr != nil {
+		shown = showErr.Error()
+	}
+	return fmt.Errorf("%w: %w\n%s", ErrNotReady, err, shown)
 }

@@ -10,7 +10,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -44,13 +46,33 @@ func Keep(folder, arch string, s Spec) (Archive, error) {
 	}
 	name := strings.NewReplacer("/", "_", ":", "_").Replace(s.Ref)
 	a := Archive{Ref: s.Ref, Path: filepath.Join(folder, name+"-"+digest.Hex[:12]+".tar")}
-	if _, err := os.Stat(a.Path); err == nil {
-		return a, nil
+	now := time.Now()
+	if err := os.Chtimes(a.Path, now, now); err == nil {
+		return a, nil // the time says that it is in use: see Prune
 	}
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return a, fmt.Errorf("image %s: %w", s.Ref, err)
 	}
 	return a, write(a.Path, s.Ref, func(p layout.Path, options ...layout.Option) error { return p.AppendImage(img, options...) })
+}
+
+// Prune removes archives from folder that nobody asked Keep for since a time,
+// and that are not among those in use.
+func Prune(folder string, since time.Time, inUse []string) error {
+	archives, err := filepath.Glob(filepath.Join(folder, "*.tar"))
+	if err != nil {
+		return fmt.Errorf("prune images: %w", err)
+	}
+	for _, path := range archives {
+		info, err := os.Stat(path)
+		if err != nil || info.ModTime().After(since) || slices.Contains(inUse, path) {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("prune images: %w", err)
+		}
+	}
+	return nil
 }
 
 // Index joins the image of each architecture under one name.

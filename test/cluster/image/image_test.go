@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -80,6 +81,31 @@ func TestSameInputSameFile(t *testing.T) {
 	left, err := os.ReadDir(folder)
 	if err != nil || len(left) != 2 {
 		t.Errorf("%d files beside two archives, %v", len(left)-2, err)
+	}
+}
+
+func TestPruneKeepsWhatIsUsed(t *testing.T) {
+	folder := t.TempDir()
+	var kept []string
+	for _, content := range []string{"used", "fresh", "old"} {
+		a, err := image.Keep(folder, "amd64", spec(t, content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept = append(kept, a.Path)
+	}
+	yesterday := time.Now().Add(-24 * time.Hour)
+	for _, i := range []int{0, 2} {
+		if err := os.Chtimes(kept[i], yesterday, yesterday); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := image.Prune(folder, time.Now().Add(-time.Hour), kept[:1]); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(folder, "*"))
+	if err != nil || len(left) != 2 || slices.Contains(left, kept[2]) {
+		t.Errorf("left %v, %v", left, err)
 	}
 }
 

@@ -5,6 +5,7 @@ package lag
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httputil"
@@ -62,7 +63,10 @@ func (p Proxy) late(r *http.Request) bool {
 func (p Proxy) Serve(ctx context.Context, address, certificate, key string) error {
 	server := &http.Server{Addr: address, Handler: p.Handler(), ReadHeaderTimeout: 30 * time.Second}
 	context.AfterFunc(ctx, func() { server.Close() })
-	return server.ListenAndServeTLS(certificate, key)
+	if err := server.ListenAndServeTLS(certificate, key); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
 }
 
 // delayed is a stream whose every byte comes later by the same time.
