@@ -3,15 +3,27 @@
 package datapath
 
 import (
-	"context"
+	"bufio"
+	"errors"
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 	"github.com/go-logr/logr"
+	"golang.org/x/sys/unix"
 
-	"github.com/kube-cilium/kube-cilium/internal/service"
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/bpf"
+	"github.com/kube-cilium/kube-cilium/internal/delta"
 )
 
-// Options say where the kernel's file systems are. Two agents on one machine have different ones.
+// Options say where the kernel's file systems are. Two agents on one machine have different ones. Devices, routes and
+// sysctls are those of the network namespace in which the process runs.
 type Options struct {
 	// BPFFS is the mount point of the bpf file system; "/sys/fs/bpf" when empty.
 	BPFFS string
@@ -22,64 +34,212 @@ type Options struct {
 	Log        logr.Logger
 }
 
-// Datapath is this node's kernel side. Its methods may be called from several goroutines.
-type Datapath struct {
-	opts Options
+func (o Options) complete() (Options, error) {
+	if o.BPFFS == "" {
+		o.BPFFS = "/sys/fs/bpf"
+	}
+	if o.ProcSysNet == "" {
+		o.ProcSysNet = "/proc/sys/net"
+	}
+	if o.Log.GetSink() == nil {
+		o.Log = logr.Discard()
+	}
+	if o.CgroupRoot == "" {
+		root, err := firstCgroup2()
+		if err != nil {
+			return o, err
+		}
+		o.CgroupRoot = root
+	}
+	return o, nil
 }
 
-// Open probes the kernel, checks what it needs, and opens or makes the pinned maps.
-func Open(opts Options) (*Datapath, error) { return &Datapath{opts: opts}, nil }
+func (o Options) folder() string { return filepath.Join(o.BPFFS, pinFolder) }
+
+// Folder is where everything of ours is pinned: maps as NAME_vLAYOUT, below it links and programs.
+func Folder(bpffs string) string {
+	if bpffs == "" {
+		bpffs = "/sys/fs/bpf"
+	}
+	return filepath.Join(bpffs, pinFolder)
+}
+
+// firstCgroup2 looks through the mounts.
+func firstCgroup2() (string, error) {
+	f, err := os.Open("/proc/self/mounts")
+	if err != nil {
+		return "", fmt.Errorf("read mounts: %w", err)
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if fields := strings.Fields(lines.Text()); len(fields) > 2 && fields[2] == "cgroup2" {
+			return fields[1], nil
+		}
+	}
+	return "", fmt.Errorf("/proc/self/mounts: %w", ErrNoCgroup2)
+}
+
+// Datapath is this node's kernel side. Its methods may be called from several goroutines.
+type Datapath struct {
+	opts   Options
+	log    logr.Logger
+	sysctl *procSysNet
+
+	mu     sync.Mutex
+	kernel *kernel
+	maps   *mapSet
+	progs  *programs
+	attach *attacher
+
+	// cfg is nil until Configure was called; done is true when it has succeeded at least once.
+	cfg     *Config
+	done    bool
+	uplinks []uplink
+	overlay device
+	podMTU  int
+	// stack is true where the host's stack forwards what the programs cannot redirect.
+	stack bool
+	// forwardNote says how the FORWARD chain was dealt with; "" where the stack path is not in use.
+	forwardNote string
+
+	endpoints  *delta.Table[bpf.Addr, bpf.Endpoint]
+	interfaces *delta.Table[uint32, bpf.PodInterface]
+	peers      *delta.Table[bpf.Addr, bpf.Peer]
+	prefixes   *delta.Table[bpf.PrefixKey, bpf.Peer]
+	devices    *delta.Table[uint32, bpf.Device]
+	services   *delta.Table[bpf.ServiceKey, bpf.Service]
+	backends   *delta.Table[bpf.BackendKey, bpf.Backend]
+
+	// What we were told; nil: nothing yet, so what is adopted stays.
+	pods  map[uint16]Pod
+	hosts map[netip.Addr]bool
+	// podsKnown and routesKnown are true when a whole table was given: then what is not in it may go.
+	podsKnown   bool
+	routesKnown bool
+	routes      []Route
+
+	gc collector
+}
+
+// Open probes the kernel, checks what it needs (ErrMissingCapability, ErrNoBPFFS, ErrNoCgroup2, ErrKernelTooOld), and
+// opens or makes the pinned maps.
+func Open(opts Options) (*Datapath, error) {
+	opts, err := opts.complete()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkCapabilities(); err != nil {
+		return nil, err
+	}
+	if err := checkMount(opts.BPFFS, unix.BPF_FS_MAGIC, ErrNoBPFFS); err != nil {
+		return nil, err
+	}
+	if err := checkMount(opts.CgroupRoot, unix.CGROUP2_SUPER_MAGIC, ErrNoCgroup2); err != nil {
+		return nil, err
+	}
+	// Kernels before 5.11 count maps against the process's locked memory.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift the limit of locked memory: %w", err)
+	}
+	k := &kernel{known: map[v1alpha1.KernelFeature]error{}}
+	if err := k.require(); err != nil {
+		return nil, err
+	}
+	for _, sub := range []string{"", "links", "programs"} {
+		if err := os.MkdirAll(filepath.Join(opts.folder(), sub), 0o700); err != nil {
+			return nil, fmt.Errorf("make pin folder: %w", err)
+		}
+	}
+	m, err := openMaps(opts.folder())
+	if err != nil {
+		return nil, err
+	}
+	return assemble(opts, k, m), nil
+}
+
+func assemble(opts Options, k *kernel, m *mapSet) *Datapath {
+	progs := &programs{folder: filepath.Join(opts.folder(), "programs"), maps: m}
+	return &Datapath{
+		opts:   opts,
+		log:    opts.Log,
+		sysctl: &procSysNet{root: opts.ProcSysNet},
+		kernel: k,
+		maps:   m,
+		progs:  progs,
+		attach: &attacher{
+			folder: filepath.Join(opts.folder(), "links"), progs: progs, tcx: true,
+			attached: map[bpf.Hook]map[string]string{}, scanned: map[bpf.Hook]bool{}, sockets: map[string]string{},
+		},
+		endpoints:  delta.New(&mapStore[bpf.Addr, bpf.Endpoint]{m, bpf.MapsMapEndpoints}),
+		interfaces: delta.New(&mapStore[uint32, bpf.PodInterface]{m, bpf.MapsMapPodInterfaces}),
+		peers:      delta.New(&mapStore[bpf.Addr, bpf.Peer]{m, bpf.MapsMapPeers}),
+		prefixes:   delta.New(&mapStore[bpf.PrefixKey, bpf.Peer]{m, bpf.MapsMapPrefixes}),
+		devices:    delta.New(&mapStore[uint32, bpf.Device]{m, bpf.MapsMapDevices}),
+		services:   delta.New(&mapStore[bpf.ServiceKey, bpf.Service]{m, bpf.MapsMapServices}),
+		backends:   delta.New(&mapStore[bpf.BackendKey, bpf.Backend]{m, bpf.MapsMapBackends}),
+		gc:         newCollector(),
+	}
+}
+
+func checkMount(path string, magic int64, missing error) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return fmt.Errorf("%s: %w: %w", path, missing, err)
+	}
+	if int64(st.Type) != magic {
+		return fmt.Errorf("%s: %w", path, missing)
+	}
+	return nil
+}
 
 // Close gives back file descriptors. Everything in the kernel stays and goes on.
-func (d *Datapath) Close() error { return nil }
+func (d *Datapath) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.progs.close()
+	if err := d.maps.close(); err != nil {
+		return fmt.Errorf("close maps: %w", err)
+	}
+	return nil
+}
 
-// Configure brings devices, sysctls, the tunnel device and programs to cfg. It is idempotent and adopts what is pinned.
-func (d *Datapath) Configure(ctx context.Context, cfg Config) error { return nil }
+// EventsMap is the ring buffer of drops and traces. It belongs to the Datapath; there is one reader.
+func (d *Datapath) EventsMap() *ebpf.Map { return d.maps.open[bpf.MapsMapEvents] }
 
-// Run repairs devices, routes, neighbours and sysctls, on netlink events and once in a while, until ctx ends.
-func (d *Datapath) Run(ctx context.Context) error { return nil }
+// Features are the probed kernel features. A probe that could not tell is asked again each time.
+func (d *Datapath) Features() []Feature {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := d.kernel.features(d.forbidden())
+	if d.forwardNote != "" {
+		out = append(out, Feature{Name: "ForwardRule", Outcome: Supported, Using: d.forwardNote})
+	}
+	return out
+}
 
-// RunConntrackGC ages connections until ctx ends.
-func (d *Datapath) RunConntrackGC(ctx context.Context) error { return nil }
+func (d *Datapath) forbidden() []v1alpha1.KernelFeature {
+	if d.cfg == nil {
+		return nil
+	}
+	return d.cfg.Forbidden
+}
 
-// Features are the probed kernel features.
-func (d *Datapath) Features() []Feature { return nil }
+// has is true when the feature is there and allowed. "Could not tell" counts as no.
+func (d *Datapath) has(name v1alpha1.KernelFeature) bool {
+	for _, f := range d.kernel.features(d.forbidden()) {
+		if f.Name == string(name) {
+			return f.Outcome == Supported
+		}
+	}
+	return false
+}
 
-// PodMTU is the largest packet that a pod may send off the node, in bytes.
-func (d *Datapath) PodMTU() int { return 0 }
+// PodMTU is the largest packet that a pod may send off the node, in bytes; 0 before Configure.
+func (d *Datapath) PodMTU() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.podMTU
+}
 
-// SetPods makes the given pods the only ones.
-func (d *Datapath) SetPods(pods []Pod) error { return nil }
-
-// AddPod adds or replaces one pod; when it returns, the pod's datapath is complete.
-func (d *Datapath) AddPod(pod Pod) error { return nil }
-
-// RemovePod takes one pod away; one that is gone is no error.
-func (d *Datapath) RemovePod(id uint16) error { return nil }
-
-// SetHostAddresses makes the given addresses the host's own.
-func (d *Datapath) SetHostAddresses(addrs []netip.Addr) error { return nil }
-
-// SetPeers makes peers the whole table of exact addresses.
-func (d *Datapath) SetPeers(peers map[netip.Addr]Peer) error { return nil }
-
-// SetPrefixes makes prefixes the whole table of prefixes.
-func (d *Datapath) SetPrefixes(prefixes map[netip.Prefix]Peer) error { return nil }
-
-// SetServices makes frontends the whole table of services.
-func (d *Datapath) SetServices(frontends []service.Frontend) error { return nil }
-
-// SetRoutes makes routes the only routes to peers' prefixes; only routes of protocol 201 are touched.
-func (d *Datapath) SetRoutes(routes []Route) error { return nil }
-
-// Counters are the packets of each hook and reason, the non-zero ones.
-func (d *Datapath) Counters() ([]Counter, error) { return nil, nil }
-
-// Maps are the pinned maps, by name.
-func (d *Datapath) Maps() []MapInfo { return nil }
-
-// Programs are the programs in force, by name.
-func (d *Datapath) Programs() []ProgramInfo { return nil }
-
-// Uninstall removes every kernel object of ours on this node; pods' interfaces are the pods' and stay.
-func Uninstall(opts Options) error { return nil }
+var errNoHostEnd = errors.New("the host's end of the pod's interface is gone")

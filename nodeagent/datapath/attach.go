@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/kube-cilium/kube-cilium/bpf"
+)
+
+// A filter of ours on clsact is recognised by its name; preference and handle are fixed so that it can be replaced.
+const (
+	filterPrefix     = "kube-cilium:"
+	filterPreference = 50
+	filterHandle     = 0xc1
+)
+
+// attacher ties stubs to devices and socket programs to the cgroup. A link is pinned as HOOK_DEVICE and outlives the
+// agent; what is there is adopted, and what is new is attached before what is old goes.
+type attacher struct {
+	folder string
+	progs  *programs
+	// tcx: links, else filters on clsact.
+	tcx bool
+	// hook -> device -> how: tcx or clsact. What we know to be attached.
+	attached map[bpf.Hook]map[string]string
+	// hooks whose filters on all devices were looked through.
+	scanned map[bpf.Hook]bool
+	// cgroup hook's name -> how.
+	sockets map[string]string
+}
+
+// device is an interface as the hooks on it are named.
+type device struct {
+	name  string
+	index int
+}
+
+// side of a device on which a hook lies: what a pod sends comes in at the host's end.
+func side(hook bpf.Hook) (ebpf.AttachType, uint32) {
+	switch hook {
+	case bpf.MapsHookHOOK_FROM_POD, bpf.MapsHookHOOK_FROM_NETDEV, bpf.MapsHookHOOK_FROM_OVERLAY:
+		return ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS
+	}
+	return ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS
+}
+
+func hookName(hook bpf.Hook) string {
+	for _, p := range bpf.DevicePrograms() {
+		if p.Hook == hook {
+			return p.Name
+		}
+	}
+	return fmt.Sprint(uint32(hook))
+}
+
+// A dot is not allowed in a pin's name, and a per cent sign stands for itself doubled.
+var (
+	escapeDevice   = strings.NewReplacer("%", "%25", ".", "%2e")
+	unescapeDevice = strings.NewReplacer("%25", "%", "%2e", ".")
+)
+
+func (a *attacher) pin(hook bpf.Hook, dev string) string {
+	return filepath.Join(a.folder, hookName(hook)+"_"+escapeDevice.Replace(dev))
+}
+
+// attach makes the hook's stub be on the device, by the way that is in force, and takes the other way off.
+func (a *attacher) attach(hook bpf.Hook, dev device) error {
+	how, on, off := "tcx", a.attachTCX, a.detachFilter
+	if !a.tcx {
+		how, on, off = "clsact", a.attachFilter, a.detachTCX
+	}
+	if err := on(hook, dev); err != nil {
+		return fmt.Errorf("attach %s to %s by %s: %w", hookName(hook), dev.name, how, err)
+	}
+	if err := off(hook, dev); err != nil {
+		return fmt.Errorf("take the other %s off %s: %w", hookName(hook), dev.name, err)
+	}
+	if a.attached[hook] == nil {
+		a.attached[hook] = map[string]string{}
+	}
+	a.attached[hook][dev.name] = how
+	return nil
+}
+
+func (a *attacher) attachTCX(hook bpf.Hook, dev device) error {
+	stub := a.progs.stubs[hook]
+	at, _ := side(hook)
+	pin := a.pin(hook, dev.name)
+	adopted, err := a.adoptLink(pin, at, dev.index, stub)
+	if err != nil || adopted {
+		return err
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: dev.index, Program: stub, Attach: at, Anchor: link.Head()})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	// A pin that is still there is of a device that is gone.
+	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unpin old link: %w", err)
+	}
+	if err := l.Pin(pin); err != nil {
+		return fmt.Errorf("pin link: %w", err)
+	}
+	return nil
+}
+
+// adoptLink is true when the pinned link is on the device; its program is brought to the present stub in place.
+func (a *attacher) adoptLink(pin string, at ebpf.AttachType, ifindex int, stub *ebpf.Program) (bool, error) {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open pinned link: %w", err)
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return false, fmt.Errorf("pinned link: %w", err)
+	}
+	tcx := info.TCX()
+	if tcx == nil || int(tcx.Ifindex) != ifindex || ebpf.AttachType(tcx.AttachType) != at {
+		return false, nil
+	}
+	return true, updateLink(l, info, stub)
+}
+
+func updateLink(l link.Link, info *link.Info, prog *ebpf.Program) error {
+	want, err := prog.Info()
+	if err != nil {
+		return fmt.Errorf("program: %w", err)
+	}
+	if id, _ := want.ID(); id == info.Program {
+		return nil
+	}
+	if err := l.Update(prog); err != nil {
+		return fmt.Errorf("update link: %w", err)
+	}
+	return nil
+}
+
+func (a *attacher) detachTCX(hook bpf.Hook, dev device) error {
+	return removePin(a.pin(hook, dev.name))
+}
+
+// removePin drops a pin; when it is the last reference, the kernel detaches.
+func removePin(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (a *attacher) attachFilter(hook bpf.Hook, dev device) error {
+	stub := a.progs.stubs[hook]
+	info, err := stub.Info()
+	if err != nil {
+		return err
+	}
+	id, _ := info.ID()
+	filters, err := ourFilters(hook, dev)
+	if err != nil {
+		return err
+	}
+	if len(filters) == 1 && filters[0].Id == int(id) && filters[0].DirectAction {
+		return nil
+	}
+	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: dev.index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}}
+	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add clsact: %w", err)
+	}
+	// The same preference and handle: the kernel swaps the program, and no packet passes between.
+	if err := netlink.FilterReplace(filterOn(hook, dev, stub.FD())); err != nil {
+		return fmt.Errorf("put filter: %w", err)
+	}
+	return nil
+}
+
+func filterOn(hook bpf.Hook, dev device, fd int) *netlink.BpfFilter {
+	_, parent := side(hook)
+	return &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: dev.index, Parent: parent,
+			Handle: filterHandle, Priority: filterPreference, Protocol: unix.ETH_P_ALL,
+		},
+		Fd: fd, Name: filterPrefix + hookName(hook), DirectAction: true,
+	}
+}
+
+// ourFilters are the hook's filters of ours on the device, by name.
+func ourFilters(hook bpf.Hook, dev device) ([]*netlink.BpfFilter, error) {
+	_, parent := side(hook)
+	return filtersNamed(dev, parent, func(name string) bool { return name == filterPrefix+hookName(hook) })
+}
+
+func filtersNamed(dev device, parent uint32, match func(string) bool) ([]*netlink.BpfFilter, error) {
+	all, err := netlink.FilterList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: dev.index}}, parent)
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) { // gone, or no such qdisc
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list filters: %w", err)
+	}
+	var ours []*netlink.BpfFilter
+	for _, f := range all {
+		if b, ok := f.(*netlink.BpfFilter); ok && match(b.Name) {
+			ours = append(ours, b)
+		}
+	}
+	return ours, nil
+}
+
+func (a *attacher) detachFilter(hook bpf.Hook, dev device) error {
+	filters, err := ourFilters(hook, dev)
+	if err != nil {
+		return err
+	}
+	return deleteFilters(filters)
+}
+
+func deleteFilters(filters []*netlink.BpfFilter) error {
+	for _, f := range filters {
+		if err := netlink.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("delete filter: %w", err)
+		}
+	}
+	return nil
+}
+
+// detach takes the hook off a device, whichever way it is attached. A device that is gone is no error. The qdisc
+// stays: somebody else may use it by now, and an empty one does nothing.
+func (a *attacher) detach(hook bpf.Hook, dev device) error {
+	err := a.detachTCX(hook, dev)
+	if dev.index != 0 {
+		err = errors.Join(err, a.detachFilter(hook, dev))
+	}
+	delete(a.attached[hook], dev.name)
+	if err != nil {
+		return fmt.Errorf("take %s off %s: %w", hookName(hook), dev.name, err)
+	}
+	return nil
+}
+
+// adoptRenamed gives pinned links of the hook on devices that were renamed their new names, so that such a device is
+// not attached to twice.
+func (a *attacher) adoptRenamed(hook bpf.Hook, devs []device) error {
+	pinned, err := a.pinned(hook)
+	if err != nil {
+		return err
+	}
+	at, _ := side(hook)
+	for _, dev := range devs {
+		if slices.Contains(pinned, dev.name) {
+			continue
+		}
+		for _, name := range pinned {
+			if linkIsOn(a.pin(hook, name), at, dev.index) {
+				if err := os.Rename(a.pin(hook, name), a.pin(hook, dev.name)); err != nil {
+					return fmt.Errorf("rename link of %s: %w", dev.name, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func linkIsOn(pin string, at ebpf.AttachType, ifindex int) bool {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return false
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return false
+	}
+	tcx := info.TCX()
+	return tcx != nil && int(tcx.Ifindex) == ifindex && ebpf.AttachType(tcx.AttachType) == at
+}
+
+// pinned are the devices of the hook's pinned links.
+func (a *attacher) pinned(hook bpf.Hook) ([]string, error) {
+	entries, err := os.ReadDir(a.folder)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var out []string
+	for _, e := range entries {
+		if dev, ok := strings.CutPrefix(e.Name(), hookName(hook)+"_"); ok {
+			out = append(out, unescapeDevice.Replace(dev))
+		}
+	}
+	return out, nil
+}
+
+// keepOnly takes the hooks off every device but those given. Devices that are gone leave pins behind; they go too.
+func (a *attacher) keepOnly(devs []device, hooks ...bpf.Hook) error {
+	links, err := linkList()
+	if err != nil {
+		return err
+	}
+	index := map[string]int{}
+	for _, l := range links {
+		index[l.Attrs().Name] = l.Attrs().Index
+	}
+	keep := map[string]bool{}
+	for _, d := range devs {
+		keep[d.name] = true
+	}
+	var errs []error
+	for _, hook := range hooks {
+		pinned, err := a.pinned(hook)
+		if err != nil {
+			return err
+		}
+		names := append(pinned, slices.Collect(maps.Keys(a.attached[hook]))...)
+		for _, l := range links {
+			if keep[l.Attrs().Name] || a.scanned[hook] {
+				continue
+			}
+			// Filters of a process before us are known to the kernel only; afterwards we know.
+			fs, err := ourFilters(hook, device{l.Attrs().Name, l.Attrs().Index})
+			if err != nil {
+				errs = append(errs, err)
+			}
+			if len(fs) > 0 {
+				names = append(names, l.Attrs().Name)
+			}
+		}
+		a.scanned[hook] = true
+		slices.Sort(names)
+		for _, name := range slices.Compact(names) {
+			if !keep[name] {
+				errs = append(errs, a.detach(hook, device{name, index[name]}))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// attachSockets makes the cgroup's programs the given ones, each in the place of its predecessor.
+func (a *attacher) attachSockets(cgroup string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(cgroup, &st); err != nil {
+		return fmt.Errorf("cgroup %s: %w", cgroup, err)
+	}
+	for name, at := range bpf.SocketPrograms() {
+		if err := a.attachSocket(name, at, cgroup, st.Ino); err != nil {
+			return fmt.Errorf("attach %s to cgroup %s: %w", name, cgroup, err)
+		}
+		a.sockets[name] = "cgroup"
+	}
+	return nil
+}
+
+func (a *attacher) attachSocket(name string, at ebpf.AttachType, cgroup string, cgroupID uint64) error {
+	prog := a.progs.socket[name]
+	pin := filepath.Join(a.folder, name)
+	old, err := link.LoadPinnedLink(pin, nil)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("open pinned link: %w", err)
+	}
+	if err == nil {
+		defer old.Close()
+		info, err := old.Info()
+		if err != nil {
+			return fmt.Errorf("pinned link: %w", err)
+		}
+		if cg := info.Cgroup(); cg != nil && cg.CgroupId == cgroupID {
+			return updateLink(old, info, prog)
+		}
+	}
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: at, Program: prog})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	if err := removePin(pin); err != nil { // of another cgroup; old holds it until we return
+		return fmt.Errorf("unpin old link: %w", err)
+	}
+	if err := l.Pin(pin); err != nil {
+		return fmt.Errorf("pin link: %w", err)
+	}
+	return nil
+}
+
+func (a *attacher) detachSockets() error {
+	var errs []error
+	for name := range bpf.SocketPrograms() {
+		errs = append(errs, removePin(filepath.Join(a.folder, name)))
+		delete(a.sockets, name)
+	}
+	return errors.Join(errs...)
+}

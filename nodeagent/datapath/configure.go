@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/bpf"
+)
+
+// reportInterval is the ticks between two reports of a live flow.
+const reportInterval = 5
+
+// Ports that masquerade gives out. They are also the host's; programs ask the socket table before they take one.
+const (
+	natPortMin = 32768
+	natPortMax = 65535
+)
+
+var (
+	podHooks     = []bpf.Hook{bpf.MapsHookHOOK_FROM_POD, bpf.MapsHookHOOK_TO_POD}
+	netdevHooks  = []bpf.Hook{bpf.MapsHookHOOK_FROM_NETDEV, bpf.MapsHookHOOK_TO_NETDEV}
+	overlayHooks = []bpf.Hook{bpf.MapsHookHOOK_FROM_OVERLAY, bpf.MapsHookHOOK_TO_OVERLAY}
+)
+
+// Configure brings devices, sysctls, the tunnel device and programs to cfg. It is idempotent and adopts what is
+// pinned. On an error whatever was in force before stays in force; ErrNoUplink comes after everything else was done.
+func (d *Datapath) Configure(ctx context.Context, cfg Config) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	cfg.Devices = slices.Clone(cfg.Devices)
+	cfg.Forbidden = slices.Clone(cfg.Forbidden)
+	d.cfg = &cfg
+	if err := d.configure(ctx); err != nil {
+		return err
+	}
+	d.done = true
+	if len(d.uplinks) == 0 {
+		return ErrNoUplink
+	}
+	return nil
+}
+
+// configure is also what Run does when devices change.
+func (d *Datapath) configure(ctx context.Context) error {
+	cfg := *d.cfg
+	d.maps.batch = d.has(v1alpha1.FeatureBatchOperations)
+	d.attach.tcx = d.has(v1alpha1.FeatureTCX)
+	d.stack = !d.has(v1alpha1.FeatureRedirectNeigh)
+	if err := d.sizeMaps(cfg); err != nil {
+		return err
+	}
+	uplinks, err := findUplinks(cfg)
+	if err != nil {
+		return fmt.Errorf("find uplinks: %w", err)
+	}
+	d.uplinks = uplinks
+	mtu := underlayMTU(cfg, uplinks)
+	d.overlay = device{}
+	if cfg.Mode == v1alpha1.RoutingVXLAN {
+		if d.overlay, err = ensureOverlay(cfg, mtu); err != nil {
+			return err
+		}
+	}
+	d.podMTU = podMTU(cfg, mtu)
+	if err := d.writeSettings(); err != nil {
+		return err
+	}
+	if err := d.setDevices(uplinks); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := d.putInForce(cfg); err != nil {
+		return err
+	}
+	if err := d.maps.finish(); err != nil {
+		return err
+	}
+	if cfg.Mode == v1alpha1.RoutingNative {
+		if err := removeOverlay(); err != nil {
+			return err
+		}
+	}
+	return d.repair()
+}
+
+// putInForce loads programs, flips the slots and attaches. References come before referrers: maps are full, then the
+// slots, then the stubs that call into them.
+func (d *Datapath) putInForce(cfg Config) error {
+	consts, err := d.constants(cfg)
+	if err != nil {
+		return err
+	}
+	if err := d.progs.loadStubs(); err != nil {
+		return err
+	}
+	if err := d.progs.flip(consts); err != nil {
+		return err
+	}
+	if err := d.attachDevices(); err != nil {
+		return err
+	}
+	return d.attachSockets(consts)
+}
+
+func (d *Datapath) attachDevices() error {
+	ups := make([]device, len(d.uplinks))
+	for i, u := range d.uplinks {
+		ups[i] = u.device
+	}
+	var over []device
+	if d.overlay.index != 0 {
+		over = append(over, d.overlay)
+	}
+	for _, group := range []struct {
+		hooks []bpf.Hook
+		devs  []device
+	}{{netdevHooks, ups}, {overlayHooks, over}} {
+		for _, hook := range group.hooks {
+			if err := d.attach.adoptRenamed(hook, group.devs); err != nil {
+				return err
+			}
+			for _, dev := range group.devs {
+				if err := d.attach.attach(hook, dev); err != nil {
+					return err
+				}
+			}
+		}
+		if err := d.attach.keepOnly(group.devs, group.hooks...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Datapath) attachSockets(consts constants) error {
+	if !d.has(v1alpha1.FeatureSocketLoadBalancing) {
+		return d.attach.detachSockets()
+	}
+	pins, err := d.progs.loadSocket(consts)
+	if err != nil {
+		return err
+	}
+	if err := d.attach.attachSockets(d.opts.CgroupRoot); err != nil {
+		return err
+	}
+	for name, pin := range pins {
+		if err := d.progs.unpinOthers(name+"_", pin); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sizeMaps makes the maps whose size is configured anew where it differs, filled from the old ones.
+func (d *Datapath) sizeMaps(cfg Config) error {
+	for _, l := range layouts() {
+		if l.name != bpf.MapsMapConntrack {
+			continue
+		}
+		if err := d.maps.resize(l, cfg.ConntrackMax); err != nil {
+			return err
+		}
+	}
+	return d.ensureUnanswered(0)
+}
+
+func podMTU(cfg Config, underlay int) int {
+	switch {
+	case cfg.Mode != v1alpha1.RoutingVXLAN:
+		return underlay
+	case cfg.NodeIPv4.IsValid():
+		return underlay - overhead4
+	default:
+		return underlay - overhead6
+	}
+}
+
+// constants are those of bpf/lib/config.h. The header is built in eBPF where the kernel can, and on an IPv6 underlay
+// only when asked to: there the outer checksum is the device's to make.
+func (d *Datapath) constants(cfg Config) (constants, error) {
+	can := d.has(v1alpha1.FeatureAdjustRoomEncap) && d.has(v1alpha1.FeatureRedirectNeigh)
+	encap := false
+	if cfg.Mode == v1alpha1.RoutingVXLAN {
+		switch cfg.Encapsulation {
+		case v1alpha1.EncapsulationBPF:
+			if !can {
+				return nil, fmt.Errorf("build the VXLAN header in eBPF: %w (set routing.encapsulation to Auto)", ErrNotSupported)
+			}
+			encap = true
+		case v1alpha1.EncapsulationDevice:
+		default:
+			encap = can && cfg.NodeIPv4.IsValid()
+		}
+	}
+	only := uint32(0)
+	if len(d.uplinks) == 1 {
+		only = uint32(d.uplinks[0].index)
+	}
+	port := uint16(0)
+	if cfg.Mode == v1alpha1.RoutingVXLAN {
+		port = cfg.TunnelPort
+	}
+	return constants{
+		"node_ipv4":           bpf.AddrFrom(cfg.NodeIPv4),
+		"node_ipv6":           bpf.AddrFrom(cfg.NodeIPv6),
+		"uplink_ifindex":      only,
+		"overlay_ifindex":     uint32(d.overlay.index),
+		"tunnel_port":         port,
+		"encap_in_bpf":        encap,
+		"have_redirect_peer":  d.has(v1alpha1.FeatureRedirectPeer),
+		"have_redirect_neigh": d.has(v1alpha1.FeatureRedirectNeigh),
+		"masquerade_ipv4":     cfg.MasqueradeIPv4,
+		"masquerade_ipv6":     cfg.MasqueradeIPv6,
+		"pod_mtu":             uint32(d.podMTU),
+		"nat_port_min":        uint16(natPortMin),
+		"nat_port_max":        uint16(natPortMax),
+		"trace_every_packet":  false,
+	}, nil
+}
+
+func (d *Datapath) setDevices(uplinks []uplink) error {
+	wanted := map[uint32]bpf.Device{}
+	for _, u := range uplinks {
+		wanted[uint32(u.index)] = u.entry()
+	}
+	if err := d.devices.Set(wanted); err != nil {
+		return fmt.Errorf("set devices: %w", err)
+	}
+	return nil
+}
+
+// writeSettings writes the live record without touching the generation, which the policy writer owns.
+func (d *Datapath) writeSettings() error {
+	m := d.maps.open[bpf.MapsMapLiveSettings]
+	var s bpf.Settings
+	if err := m.Lookup(uint32(0), &s); err != nil {
+		return fmt.Errorf("read live settings: %w", err)
+	}
+	if s.ReportInterval == reportInterval {
+		return nil
+	}
+	s.ReportInterval = reportInterval
+	if err := m.Put(uint32(0), s); err != nil {
+		return fmt.Errorf("write live settings: %w", err)
+	}
+	return nil
+}
+
+// repair makes sysctls, pods' attachments, routes and neighbours what they should be. All is tried; errors are joined.
+func (d *Datapath) repair() error {
+	ipv4, ipv6 := d.families()
+	var settings []setting
+	if d.overlay.index != 0 {
+		settings = append(settings, overlaySettings(ipv6)...)
+	}
+	if d.stack {
+		settings = append(settings, forwardSettings(d.sysctl, d.uplinks, ipv4, ipv6)...)
+		d.forwardNote = ensureForwardRule(ipv4, ipv6)
+	} else if d.forwardNote != "" {
+		removeForwardRule()
+		d.forwardNote = ""
+	}
+	errs := []error{d.sysctl.apply(settings)}
+	errs = append(errs, d.repairPods()...)
+	errs = append(errs, d.repairRoutes())
+	return errors.Join(errs...)
+}
+
+// families are those that the node has, by its addresses and its pods.
+func (d *Datapath) families() (ipv4, ipv6 bool) {
+	ipv4, ipv6 = d.cfg.NodeIPv4.IsValid(), d.cfg.NodeIPv6.IsValid()
+	for _, p := range d.pods {
+		ipv4 = ipv4 || p.IPv4.IsValid()
+		ipv6 = ipv6 || p.IPv6.IsValid()
+	}
+	for _, r := range d.routes {
+		ipv6 = ipv6 || r.Prefix.Addr().Is6()
+	}
+	return ipv4, ipv6
+}

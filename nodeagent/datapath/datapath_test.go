@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// ids gives the kernel's number of everything that is pinned.
+func (f *fixture) ids() map[string]uint32 {
+	f.t.Helper()
+	out := map[string]uint32{}
+	for _, pin := range f.pins() {
+		path := filepath.Join(f.opts.folder(), pin)
+		switch dir := filepath.Dir(pin); dir {
+		case "links":
+			l, err := link.LoadPinnedLink(path, nil)
+			must(f.t, err)
+			info, err := l.Info()
+			must(f.t, err)
+			out[pin] = uint32(info.ID)
+			out[pin+" program"] = uint32(info.Program)
+			l.Close()
+		case "programs":
+			p, err := ebpf.LoadPinnedProgram(path, nil)
+			must(f.t, err)
+			info, err := p.Info()
+			must(f.t, err)
+			id, _ := info.ID()
+			out[pin] = uint32(id)
+			p.Close()
+		default:
+			m, err := ebpf.LoadPinnedMap(path, nil)
+			must(f.t, err)
+			info, err := m.Info()
+			must(f.t, err)
+			id, _ := info.ID()
+			out[pin] = uint32(id)
+			m.Close()
+		}
+	}
+	return out
+}
+
+// An agent that starts again adopts maps, programs and links, and no packet is lost meanwhile.
+func TestRestartChangesNothing_CVE_2023_27595(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	p := f.addPod(d, 7)
+	must(t, d.SetPods([]Pod{p}))
+	for _, ip := range p.addrs() {
+		f.echo(f.pods[7], netip.AddrPortFrom(ip, 7000))
+	}
+	var probes []*prober
+	for _, ip := range p.addrs() {
+		probes = append(probes, f.probe(-1, netip.AddrPortFrom(ip, 7000)))
+	}
+	time.Sleep(100 * time.Millisecond)
+	before := f.ids()
+	for range 3 {
+		must(t, d.Close())
+		d = f.start(f.config())
+		must(t, d.SetPods([]Pod{p}))
+	}
+	time.Sleep(100 * time.Millisecond)
+	for _, probe := range probes {
+		if sent, lost := probe.end(); lost != 0 || sent < 100 {
+			t.Errorf("lost %d of %d datagrams over three restarts (%d errors)", lost, sent, probe.errs.Load())
+		}
+	}
+	if after := f.ids(); !maps.Equal(before, after) {
+		t.Errorf("restart changed kernel objects:\nbefore %v\nafter  %v", before, after)
+	}
+	for _, want := range []string{"links/from_pod_" + p.Interface, "links/to_pod_" + p.Interface, "links/from_netdev_up0",
+		"links/to_netdev_up0", "links/from_overlay_kc_vxlan", "links/to_overlay_kc_vxlan", "links/connect4", "links/getpeername6"} {
+		if _, ok := before[want]; !ok {
+			t.Errorf("no pin %s in %v", want, before)
+		}
+	}
+	if t.Failed() {
+		counters, _ := d.Counters()
+		t.Log(fmt.Sprint(counters))
+		t.Log(strings.Join(f.pins(), "\n"))
+	}
+}

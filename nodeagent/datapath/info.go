@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/kube-cilium/kube-cilium/bpf"
+)
+
+// Counters are the packets of each hook and reason, the non-zero ones.
+func (d *Datapath) Counters() ([]Counter, error) {
+	d.mu.Lock()
+	metrics := d.maps.open[bpf.MapsMapMetrics]
+	d.mu.Unlock()
+	reasons := metrics.MaxEntries() / uint32(bpf.MapsHookHOOK_MAX)
+	var out []Counter
+	var perCPU []bpf.Counter
+	for hook := range bpf.MapsHookHOOK_MAX {
+		for reason := range bpf.MapsReasonREASON_MAX {
+			if err := metrics.Lookup(uint32(hook)*reasons+uint32(reason), &perCPU); err != nil {
+				return nil, fmt.Errorf("read metrics: %w", err)
+			}
+			c := Counter{Hook: hook, Reason: reason}
+			for _, one := range perCPU {
+				c.Packets += one.Packets
+				c.Bytes += one.Bytes
+			}
+			if c.Packets > 0 {
+				out = append(out, c)
+			}
+		}
+	}
+	return out, nil
+}
+
+// Maps are the pinned maps, by name.
+func (d *Datapath) Maps() []MapInfo {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []MapInfo
+	for _, l := range layouts() {
+		m := d.maps.open[l.name]
+		info := MapInfo{Name: l.name, Layout: l.version, Entries: d.fill(l.name), MaxEntries: int64(m.MaxEntries()), Bytes: memlock(m)}
+		if l.name == bpf.MapsMapUnanswered {
+			d.addUnanswered(&info)
+		}
+		out = append(out, info)
+	}
+	slices.SortFunc(out, func(a, b MapInfo) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+func memlock(m *ebpf.Map) int64 {
+	info, err := m.Info()
+	if err != nil {
+		return 0
+	}
+	bytes, _ := info.Memlock()
+	return int64(bytes)
+}
+
+// fill is known for what we write ourselves; for what programs write, from the collector's last round.
+func (d *Datapath) fill(name string) int64 {
+	count := func(n int, err error) int64 {
+		if err != nil {
+			return -1
+		}
+		return int64(n)
+	}
+	switch name {
+	case bpf.MapsMapEndpoints:
+		a, err := d.endpoints.Actual()
+		return count(len(a), err)
+	case bpf.MapsMapPodInterfaces:
+		a, err := d.interfaces.Actual()
+		return count(len(a), err)
+	case bpf.MapsMapPeers:
+		a, err := d.peers.Actual()
+		return count(len(a), err)
+	case bpf.MapsMapPrefixes:
+		a, err := d.prefixes.Actual()
+		return count(len(a), err)
+	case bpf.MapsMapDevices:
+		a, err := d.devices.Actual()
+		return count(len(a), err)
+	case bpf.MapsMapServices:
+		a, err := d.services.Actual()
+		return count(len(a), err)
+	case bpf.MapsMapBackends:
+		a, err := d.backends.Actual()
+		return count(len(a), err)
+	case bpf.MapsMapHooks:
+		return int64(len(bpf.DevicePrograms()))
+	case bpf.MapsMapMetrics, bpf.MapsMapLiveSettings:
+		return int64(d.maps.open[name].MaxEntries())
+	case bpf.MapsMapNodes:
+		return d.countKeys(name)
+	}
+	if n, ok := d.gc.filled(name); ok {
+		return n
+	}
+	return -1
+}
+
+func (d *Datapath) countKeys(name string) int64 {
+	n := int64(0)
+	var k bpf.Addr
+	var v bpf.Node
+	it := d.maps.open[name].Iterate()
+	for it.Next(&k, &v) {
+		n++
+	}
+	if it.Err() != nil {
+		return -1
+	}
+	return n
+}
+
+// addUnanswered counts the tables as the entries, and their memory with the outer map's: they are all alike but while
+// their size changes.
+func (d *Datapath) addUnanswered(info *MapInfo) {
+	ids := d.unansweredIDs()
+	info.Entries = int64(len(ids))
+	if len(ids) == 0 {
+		return
+	}
+	inner, err := innerMap(d.maps.open[bpf.MapsMapUnanswered], ids[0])
+	if err != nil || inner == nil {
+		return
+	}
+	defer inner.Close()
+	info.Bytes += int64(len(ids)) * memlock(inner)
+}
+
+// Programs are the programs in force, by name.
+func (d *Datapath) Programs() []ProgramInfo {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []ProgramInfo
+	hooks := d.maps.open[bpf.MapsMapHooks]
+	for _, p := range bpf.DevicePrograms() {
+		var id uint32
+		if err := hooks.Lookup(uint32(p.Hook), &id); err != nil {
+			continue
+		}
+		ways := map[string]int{}
+		for _, how := range d.attach.attached[p.Hook] {
+			ways[how]++
+		}
+		info := ProgramInfo{Name: p.Name, ID: id, Attach: "tcx", Devices: len(d.attach.attached[p.Hook])}
+		if !d.attach.tcx {
+			info.Attach = "clsact"
+		}
+		info.Tag, _ = tagOf(id)
+		out = append(out, info)
+	}
+	for name := range d.attach.sockets {
+		prog := d.progs.socket[name]
+		info := ProgramInfo{Name: name, Attach: "cgroup", Devices: 1}
+		if i, err := prog.Info(); err == nil {
+			id, _ := i.ID()
+			info.ID, info.Tag = uint32(id), i.Tag
+		}
+		out = append(out, info)
+	}
+	slices.SortFunc(out, func(a, b ProgramInfo) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+func tagOf(id uint32) (string, error) {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return "", err
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return "", err
+	}
+	if info.Tag == "" {
+		return "", errors.New("no tag")
+	}
+	return info.Tag, nil
+}
