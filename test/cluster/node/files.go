@@ -22,6 +22,7 @@ type object = map[string]any
 const (
 	kubeletConfig = "/etc/kubernetes/kubelet.yaml"
 	proxyConfig   = "/etc/kubernetes/kube-proxy.yaml"
+	staticPods    = "/etc/kubernetes/manifests"
 	plugins       = "/opt/cni/bin"
 )
 
@@ -55,6 +56,9 @@ func writeFiles(c Config) error {
 		if err := replace(path, text); err != nil {
 			return err
 		}
+	}
+	if err := os.MkdirAll(staticPods, 0o755); err != nil {
+		return err
 	}
 	if err := copyPlugins(c); err != nil {
 		return err
@@ -124,6 +128,7 @@ func kubeletObject(c Config) object {
 		"clusterDomain":               "cluster.local",
 		"clusterDNS":                  c.ClusterDNS,
 		"resolvConf":                  "/etc/resolv.conf",
+		"staticPodPath":               staticPods,
 		"failSwapOn":                  false,
 		"evictionHard":                threshold,
 		"imageGCHighThresholdPercent": 100,

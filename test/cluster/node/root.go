@@ -24,13 +24,11 @@ func enterRoot(c Config) error {
 	if err := mountKernel(root, c); err != nil {
 		return err
 	}
-	for _, dir := range []string{"/run", "/tmp", "/etc/cni", "/opt/cni", "/etc/containerd", "/etc/kubernetes", "/var/lib/cni"} {
+	// Where the machine may have something of its own, a node starts empty.
+	for _, dir := range []string{"/run", "/etc/cni", "/opt/cni", "/etc/containerd", "/etc/kubernetes", "/var/lib/cni"} {
 		if err := mount("tmpfs", "tmpfs", root+dir, 0, "mode=755"); err != nil {
 			return err
 		}
-	}
-	if err := os.Chmod(root+"/tmp", 0o1777); err != nil {
-		return err
 	}
 	// On disk: snapshots of containers cannot lie on an overlay themselves.
 	for inside, outside := range map[string]string{"/var/lib/containerd": "containerd", "/var/lib/kubelet": "kubelet", "/var/log": "log"} {
