@@ -124,7 +124,7 @@ func newDrops(before, after map[string]int64) []string {
 func (c *cluster) agentPod(t testing.TB, node string) (name, container string) {
 	t.Helper()
 	out := c.kubectl(t, "-n", systemNamespace, "get", "pods", "-l", "app.kubernetes.io/name=cilium-agent", "--field-selector", "spec.nodeName="+node,
-		"-o", `jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[?(@.name=="cilium-agent")].containerID}{"\n"}{end}`)
+		"-o", `jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[?(@.name=="agent")].containerID}{"\n"}{end}`)
 	f := strings.Fields(out)
 	if len(f) != 2 {
 		t.Fatalf("want one agent pod on %s, got %q", node, out)
