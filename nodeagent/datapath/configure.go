@@ -35,14 +35,13 @@ func (d *Datapath) Configure(ctx context.Context, cfg Config) error {
 	cfg.Devices = slices.Clone(cfg.Devices)
 	cfg.Forbidden = slices.Clone(cfg.Forbidden)
 	d.cfg = &cfg
-	if err := d.configure(ctx); err != nil {
-		return err
+	if d.health = d.configure(ctx); d.health != nil {
+		return d.health
 	}
-	d.done = true
 	if len(d.uplinks) == 0 {
-		return ErrNoUplink
+		d.health = ErrNoUplink
 	}
-	return nil
+	return d.health
 }
 
 // configure is also what Run does when devices change.
@@ -87,6 +86,8 @@ func (d *Datapath) configure(ctx context.Context) error {
 			return err
 		}
 	}
+	// A route or a sysctl that fails is an error, but no reason to refuse pods.
+	d.done = true
 	return d.repair()
 }
 
@@ -143,19 +144,13 @@ func (d *Datapath) attachSockets(consts constants) error {
 	if !d.has(v1alpha1.FeatureSocketLoadBalancing) {
 		return d.attach.detachSockets()
 	}
-	pins, err := d.progs.loadSocket(consts)
-	if err != nil {
+	if err := d.progs.loadSocket(consts); err != nil {
 		return err
 	}
 	if err := d.attach.attachSockets(d.opts.CgroupRoot); err != nil {
 		return err
 	}
-	for name, pin := range pins {
-		if err := d.progs.unpinOthers(name+"_", pin); err != nil {
-			return err
-		}
-	}
-	return nil
+	return d.progs.unpinOldSocket()
 }
 
 // sizeMaps makes the maps whose size is configured anew where it differs, filled from the old ones.
@@ -167,6 +162,9 @@ func (d *Datapath) sizeMaps(cfg Config) error {
 		if err := d.maps.resize(l, cfg.ConntrackMax); err != nil {
 			return err
 		}
+	}
+	if len(d.maps.stale) > 0 {
+		d.progs.forget()
 	}
 	return d.ensureUnanswered(0)
 }

@@ -119,6 +119,9 @@ type Datapath struct {
 	routesKnown bool
 	routes      []Route
 
+	// health is what the last Configure or repair said.
+	health error
+
 	gc collector
 }
 

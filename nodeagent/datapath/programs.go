@@ -29,8 +29,10 @@ type programs struct {
 	stubs map[bpf.Hook]*ebpf.Program
 	// cgroup hook's name -> program; nil values never.
 	socket map[string]*ebpf.Program
-	// what the programs were loaded with; nil: never.
-	loaded constants
+	// hook's name -> pin, while older pins may be there.
+	socketPins map[string]string
+	// what the programs were loaded with; nil: load again.
+	loaded, socketLoaded constants
 }
 
 // constants are the variables of bpf/lib/config.h by name.
@@ -246,28 +248,45 @@ func (p *programs) flip(consts constants) error {
 	return nil
 }
 
-// loadSocket makes or adopts the programs of the cgroup.
-func (p *programs) loadSocket(consts constants) (map[string]string, error) {
+// loadSocket makes or adopts the programs of the cgroup. It is a no-op when they were loaded with consts already.
+func (p *programs) loadSocket(consts constants) error {
+	if p.socket != nil && maps.Equal(p.socketLoaded, consts) {
+		return nil
+	}
 	c, err := prepare(bpf.LoadSock, consts, p.maps)
 	if err != nil {
-		return nil, fmt.Errorf("socket programs: %w", err)
+		return fmt.Errorf("socket programs: %w", err)
 	}
 	pins := map[string]string{}
 	for name := range bpf.SocketPrograms() {
 		hash, err := c.hash(name)
 		if err != nil {
-			return nil, fmt.Errorf("socket program %s: %w", name, err)
+			return fmt.Errorf("socket program %s: %w", name, err)
 		}
 		pins[name] = name + "_" + hash
 	}
 	got, err := p.adopt(c, pins)
 	if err != nil {
-		return nil, fmt.Errorf("socket programs: %w", err)
+		return fmt.Errorf("socket programs: %w", err)
 	}
 	closeAll(p.socket)
-	p.socket = got
-	return pins, nil
+	p.socket, p.socketPins, p.socketLoaded = got, pins, maps.Clone(consts)
+	return nil
 }
+
+// unpinOldSocket is called when the present programs are attached.
+func (p *programs) unpinOldSocket() error {
+	for name, pin := range p.socketPins {
+		if err := p.unpinOthers(name+"_", pin); err != nil {
+			return err
+		}
+	}
+	p.socketPins = nil
+	return nil
+}
+
+// forget makes the next flip load again: a map was replaced.
+func (p *programs) forget() { p.loaded, p.socketLoaded = nil, nil }
 
 // unpinOthers removes the pins with prefix but the one named keep: what is in force holds its program by itself.
 func (p *programs) unpinOthers(prefix, keep string) error {
