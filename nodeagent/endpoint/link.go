@@ -225,47 +225,8 @@ func (p *podEnd) check() (wrong []string) {
 	return wrong
 }
 
-// openHostEnd brings the host's end up: from here on packets flow. The datapath is complete before.
-func openHostEnd(e *Endpoint, procSysNet string) error {
-	link, err := netlink.LinkByIndex(e.Ifindex)
-	if err != nil {
-		return fmt.Errorf("%s: %w", e.Interface, err)
-	}
-	for _, s := range hostSysctls(e) {
-		if err := writeSysctl(procSysNet, s[0], s[1]); err != nil {
-			return err
-		}
-	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("bring up %s: %w", e.Interface, err)
-	}
-	for _, ip := range e.Addresses() {
-		if err := netlink.RouteReplace(hostRoute(link, ip)); err != nil {
-			return fmt.Errorf("route to %s: %w", ip, err)
-		}
-		if err := netlink.NeighSet(neighbour(link, ip, e.MAC)); err != nil {
-			return fmt.Errorf("neighbour %s: %w", ip, err)
-		}
-	}
-	return nil
-}
-
-// hostSysctls of the host's end, path below net/ -> value.
-func hostSysctls(e *Endpoint) [][2]string {
-	out := [][2]string{
-		{"ipv4/conf/" + e.Interface + "/rp_filter", "0"}, // the datapath has checked the source by then
-	}
-	if e.IPv6.IsValid() {
-		out = append(out,
-			[2]string{"ipv6/conf/" + e.Interface + "/disable_ipv6", "0"},
-			[2]string{"ipv6/conf/" + e.Interface + "/accept_ra", "0"}, // CVE-2020-10749: a pod is no router
-		)
-	}
-	return out
-}
-
-// checkHostEnd returns what is not as openHostEnd left it.
-func checkHostEnd(e *Endpoint, procSysNet string) (wrong []string) {
+// checkHostEnd returns what is not as the datapath left it.
+func checkHostEnd(e *Endpoint) (wrong []string) {
 	link, err := netlink.LinkByName(e.Interface)
 	if err != nil {
 		return []string{fmt.Sprintf("interface %s is not on the node: %v", e.Interface, err)}
@@ -284,11 +245,6 @@ func checkHostEnd(e *Endpoint, procSysNet string) (wrong []string) {
 		}
 		if !hasNeighbour(&netlink.Handle{}, link, ip, e.MAC) {
 			complain("neighbour %s on the node is not %s", ip, e.MAC)
-		}
-	}
-	for _, s := range hostSysctls(e) {
-		if got := readSysctl(procSysNet, s[0]); got != "" && got != s[1] {
-			complain("net/%s is %q, not %s", s[0], got, s[1])
 		}
 	}
 	return wrong

@@ -39,7 +39,8 @@ var (
 	ErrNotReady = errors.New("the agent is not ready yet")
 )
 
-// Datapath is what a Set needs of the node's datapath; *datapath.Datapath is one.
+// Datapath is what a Set needs of the node's datapath; *datapath.Datapath is one. AddPod brings the host's end up, with
+// its routes and neighbours, after everything else is in force.
 type Datapath interface {
 	PodMTU() int
 	SetPods([]datapath.Pod) error
@@ -97,8 +98,7 @@ const (
 	stepRecorded  step = "recorded"  // the record says creating
 	stepLinked    step = "linked"    // the veth pair exists
 	stepPodEnd    step = "pod end"   // the pod's end is configured
-	stepDatapath  step = "datapath"  // the datapath is complete, the host's end is down
-	stepHostEnd   step = "host end"  // packets flow
+	stepDatapath  step = "datapath"  // the datapath is complete, the host's end is up, packets flow
 	stepCommitted step = "committed" // the record says ready
 	stepUnlinked  step = "unlinked"  // Delete has removed the veth pair
 	stepCleared   step = "cleared"   // Delete has cleared the datapath
@@ -274,13 +274,7 @@ func (s *Set) build(e *Endpoint, netns *os.File, undo *[]func() error) (err erro
 	if err := s.Datapath.AddPod(e.DatapathPod()); err != nil {
 		return fmt.Errorf("datapath of endpoint %d: %w", e.ID, err)
 	}
-	if err := s.step(stepDatapath); err != nil {
-		return err
-	}
-	if err := openHostEnd(e, s.ProcSysNet); err != nil {
-		return err
-	}
-	return s.step(stepHostEnd)
+	return s.step(stepDatapath)
 }
 
 // Delete takes an interface down and frees its addresses. One that is not there is no error.
@@ -326,7 +320,7 @@ func (s *Set) Check(ctx context.Context, a cni.Attachment, netns *os.File) error
 	if !ok {
 		return fmt.Errorf("%w: %s of container %s", ErrUnknown, a.IfName, a.ContainerID)
 	}
-	wrong := checkHostEnd(e, s.ProcSysNet)
+	wrong := checkHostEnd(e)
 	err = podEndDo(e, s.ProcSysNet, netns, func(p *podEnd) error {
 		wrong = append(wrong, p.check()...)
 		return nil

@@ -1,0 +1,556 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/cni"
+	"github.com/kube-cilium/kube-cilium/internal/apiserver"
+	"github.com/kube-cilium/kube-cilium/internal/identity"
+	"github.com/kube-cilium/kube-cilium/internal/ipam"
+	"github.com/kube-cilium/kube-cilium/nodeagent/cniserver"
+	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
+	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
+	"github.com/kube-cilium/kube-cilium/nodeagent/events"
+)
+
+const (
+	// apiPatience is how long a start waits for the API server before it serves from disk.
+	apiPatience = 10 * time.Second
+	// openAgain is how often a start that the node does not allow is tried.
+	openAgain = 10 * time.Second
+)
+
+// Options of an Agent.
+type Options struct {
+	// Node is this node's name.
+	Node string
+	// Holder names this process in the lease.
+	Holder string
+	// BPFFS, CgroupRoot and ProcSysNet are the kernel's file systems, as the process sees them. CgroupRoot may be the
+	// folder that holds the cgroup2 mount as "unified".
+	BPFFS, CgroupRoot, ProcSysNet string
+	// BinDir and ConfDir are the container runtime's; Plugin is the binary to install there.
+	BinDir, ConfDir, Plugin string
+	StateDir, SocketDir     string
+	// HealthAddress and MetricsAddress are host:port; "0" for none.
+	HealthAddress, MetricsAddress string
+	Log                           logr.Logger
+}
+
+// Agent is the agent of one node.
+type Agent struct {
+	Options
+	bootID    string
+	servers   *apiserver.Servers // nil in tests
+	manager   ctrl.Manager
+	writer    *Writer
+	addresses *ipam.Allocator
+	install   *Install
+	network   *Network
+	pods      *Pods
+	ids       *Identities
+	metrics   *metrics
+
+	endpointsChanged []bell
+	networkBell      bell
+	identityBell     bell
+	// ready is closed when the datapath is complete for the first time.
+	ready     chan struct{}
+	readyOnce sync.Once
+	sweepOnce sync.Once
+
+	mu          sync.Mutex
+	datapath    *datapath.Datapath
+	datapathErr error
+	endpoints   *endpoint.Set
+	serving     bool
+}
+
+// scheme knows the kinds that the agent reads and writes.
+func scheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	return s, errors.Join(clientgoscheme.AddToScheme(s), v1alpha1.AddToScheme(s))
+}
+
+// mapper knows where these kinds are, so that nobody has to be asked: a start must not need the API server.
+func mapper() meta.RESTMapper {
+	m := meta.NewDefaultRESTMapper([]schema.GroupVersion{v1alpha1.GroupVersion})
+	ours := v1alpha1.GroupVersion
+	for kind, plural := range map[string]string{
+		"CiliumConfig": "ciliumconfigs", "CiliumNode": "ciliumnodes", "CiliumNodeReport": "ciliumnodereports",
+		"CiliumEndpointSlice": "ciliumendpointslices", "CiliumIdentity": "ciliumidentities",
+	} {
+		m.AddSpecific(ours.WithKind(kind), ours.WithResource(plural), ours.WithResource(plural), meta.RESTScopeRoot)
+	}
+	m.Add(ours.WithKind("CiliumEndpoint"), meta.RESTScopeNamespace)
+	core := corev1.SchemeGroupVersion
+	m.Add(core.WithKind("Node"), meta.RESTScopeRoot)
+	m.Add(core.WithKind("Namespace"), meta.RESTScopeRoot)
+	m.Add(core.WithKind("Pod"), meta.RESTScopeNamespace)
+	m.Add(core.WithKind("Service"), meta.RESTScopeNamespace)
+	m.Add(discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), meta.RESTScopeNamespace)
+	m.Add(schema.GroupVersionKind{Group: "coordination.k8s.io", Version: "v1", Kind: "Lease"}, meta.RESTScopeNamespace)
+	return m
+}
+
+// New makes an Agent that talks to the API server at config. Servers may be nil where that never moves.
+func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, error) {
+	if o.Node == "" {
+		return nil, errors.New("no node name (set NODE_NAME)")
+	}
+	for _, dir := range []string{o.StateDir, o.SocketDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("state folder: %w", err)
+		}
+	}
+	bootID, err := cni.BootID()
+	if err != nil {
+		return nil, err
+	}
+	s, err := scheme()
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		Options: o, bootID: bootID, servers: servers, ready: make(chan struct{}),
+		addresses: ipam.NewAllocator(time.Now), networkBell: newBell(), identityBell: newBell(),
+		install: &Install{
+			Plugin: o.Plugin, BinDir: o.BinDir, ConfDir: o.ConfDir, SocketDir: o.SocketDir, StateDir: o.StateDir,
+			Log: o.Log.WithName("install"),
+		},
+	}
+	a.metrics = newMetrics(a.observe)
+	a.manager, err = ctrl.NewManager(config, ctrl.Options{
+		Scheme: s, Logger: o.Log,
+		MapperProvider: func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mapper(), nil },
+		Cache: cache.Options{
+			DefaultTransform: strip,
+			ByObject: map[client.Object]cache.ByObject{
+				&corev1.Pod{}:              {Field: fields.OneTermEqualSelector("spec.nodeName", o.Node), Transform: stripPod},
+				&corev1.Node{}:             {Field: fields.OneTermEqualSelector("metadata.name", o.Node), Transform: stripNode},
+				&v1alpha1.CiliumEndpoint{}: {Label: labels.SelectorFromSet(labels.Set{v1alpha1.LabelNode: o.Node})},
+			},
+		},
+		Client:                 client.Options{Cache: &client.CacheOptions{}},
+		Metrics:                metricsserver.Options{BindAddress: o.MetricsAddress},
+		HealthProbeBindAddress: "0", // ours answers before the manager starts
+		// An API server that is away for hours is no reason to end.
+		Controller:              ctrlconfig.Controller{CacheSyncTimeout: 365 * 24 * time.Hour, SkipNameValidation: ptr.To(true)},
+		GracefulShutdownTimeout: ptr.To(500 * time.Millisecond),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("manager: %w", err)
+	}
+	a.writer = NewWriter(a.manager.GetClient())
+	a.ids = NewIdentities(a.manager.GetCache(), a.manager.GetAPIReader(), a.writer, func() { a.ringEndpoints() })
+	a.pods = &Pods{
+		cache: a.manager.GetCache(), live: a.manager.GetAPIReader(), identities: a.ids, endpoints: a.set,
+		filter: identity.DefaultFilter(), wake: a.identityBell,
+	}
+	return a, nil
+}
+
+// Run starts everything and returns when ctx ends, or with an error when going on makes no sense.
+func (a *Agent) Run(ctx context.Context) error {
+	debug.SetGCPercent(50) // the agent's memory is every pod's loss, its processor time is not
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := ctrlmetrics.Registry.Register(a.metrics); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
+	defer ctrlmetrics.Registry.Unregister(a.metrics)
+
+	failed := make(chan error, 16)
+	var work sync.WaitGroup
+	defer work.Wait()
+	run := func(name string, f func(context.Context) error) {
+		work.Go(func() {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				failed <- fmt.Errorf("%s: %w", name, err)
+				cancel()
+			}
+		})
+	}
+	lease := &Lease{
+		node: a.Node, holder: a.Holder, client: a.manager.GetAPIReader(), writer: a.writer,
+		log: a.Log.WithName("lease"), answered: func(error) {},
+	}
+	report := &Report{
+		node: a.Node, live: a.manager.GetAPIReader(), writer: a.writer, observe: a.observe, log: a.Log.WithName("report"),
+	}
+	run("health", a.serveHealth)
+	run("lease", lease.Run)
+	run("report", report.Run)
+	run("start", func(ctx context.Context) error { return a.start(ctx, run) })
+	<-ctx.Done()
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return nil
+	}
+}
+
+// start goes through the steps of a start. What keeps a node from being served for a person to repair is reported and
+// tried again, without end.
+func (a *Agent) start(ctx context.Context, run func(string, func(context.Context) error)) error {
+	// Another CNI's node is not touched at all, not even by our maps.
+	if err := a.insist(ctx, a.install.Blocked); err != nil {
+		return err
+	}
+	var d *datapath.Datapath
+	err := a.insist(ctx, func() (err error) {
+		d, err = datapath.Open(datapath.Options{
+			BPFFS: a.BPFFS, CgroupRoot: findCgroup2(a.CgroupRoot), ProcSysNet: a.ProcSysNet, Log: a.Log.WithName("datapath"),
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	set, err := endpoint.New(endpoint.Options{
+		StateDir: a.StateDir, BootID: a.bootID, ProcSysNet: a.ProcSysNet, Datapath: d, Addresses: a.addresses,
+		Identify: a.pods.Identify, Changed: a.ringEndpoints, Log: a.Log.WithName("endpoint"),
+	})
+	if err != nil {
+		return err
+	}
+	if err := set.Restore(); err != nil {
+		return fmt.Errorf("restore endpoints: %w", err)
+	}
+	for _, e := range set.List() {
+		a.ids.Restore(e.Labels, e.Identity)
+	}
+	a.mu.Lock()
+	a.datapath, a.endpoints = d, set
+	a.mu.Unlock()
+
+	if err := a.controllers(ctx, d); err != nil {
+		return err
+	}
+	run("controllers", a.manager.Start)
+	run("addresses of this host", func(ctx context.Context) error {
+		return watchAddresses(ctx, a.networkBell, a.Log.WithName("addresses"))
+	})
+	run("datapath", d.Run)
+	run("conntrack", d.RunConntrackGC)
+	a.events(d, run)
+
+	if err := a.wait(ctx); err != nil {
+		return err
+	}
+	if err := cni.MarkReady(a.StateDir, a.bootID); err != nil {
+		return err
+	}
+	server := &cniserver.Server{
+		Dir: a.SocketDir, Queue: cni.NewQueue(a.StateDir), Endpoints: set, Observe: a.metrics.observeCNI, Log: a.Log.WithName("cni"),
+	}
+	run("cni", server.Run)
+	a.mu.Lock()
+	a.serving = true
+	a.mu.Unlock()
+	run("install", a.install.Run)
+	a.Log.Info("ready", "endpoints", len(set.List()))
+	return nil
+}
+
+// insist tries until it succeeds, and reports why it does not.
+func (a *Agent) insist(ctx context.Context, try func() error) error {
+	for {
+		err := try()
+		a.mu.Lock()
+		again := a.datapathErr != nil && err != nil && a.datapathErr.Error() == err.Error()
+		a.datapathErr = err
+		a.mu.Unlock()
+		if err == nil {
+			return nil
+		}
+		if !again {
+			a.Log.Error(err, "this node cannot be served; trying again", "every", openAgain)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(openAgain):
+		}
+	}
+}
+
+// wait returns when the datapath is complete: from the caches, or after a while from the last objects on disk.
+func (a *Agent) wait(ctx context.Context) error {
+	patience := time.NewTimer(apiPatience)
+	defer patience.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.ready:
+			return nil
+		case <-patience.C:
+		}
+		synced, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+		there := a.manager.GetCache().WaitForCacheSync(synced)
+		cancel()
+		if there {
+			continue // the API server answers: what is missing is coming from there
+		}
+		err := a.network.FromDisk(ctx)
+		if err == nil {
+			a.Log.Info("the API server is away: serving from the last objects")
+			return nil
+		}
+		a.Log.Error(err, "the API server is away, and there is nothing to serve from")
+		patience.Reset(apiPatience)
+	}
+}
+
+// controllers wires the reconcilers. Each works on the whole of its kind; events only say when.
+func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
+	m, reader := a.manager, a.manager.GetCache()
+	if err := errors.Join(
+		m.GetFieldIndexer().IndexField(ctx, &v1alpha1.CiliumIdentity{}, indexLabels, func(o client.Object) []string {
+			return []string{hashLabels(o.(*v1alpha1.CiliumIdentity).Spec.Labels)}
+		}),
+		m.GetFieldIndexer().IndexField(ctx, &v1alpha1.CiliumEndpointSlice{}, indexIdentity, func(o client.Object) []string {
+			var out []string
+			for _, e := range o.(*v1alpha1.CiliumEndpointSlice).Spec.Endpoints {
+				out = append(out, strconv.FormatInt(e.Identity, 10))
+			}
+			return out
+		}),
+	); err != nil {
+		return fmt.Errorf("index: %w", err)
+	}
+	nodes, err := reader.GetInformer(ctx, &v1alpha1.CiliumNode{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watch CiliumNodes: %w", err)
+	}
+	network := &Network{
+		node: a.Node, bootID: a.bootID, stateDir: a.StateDir, cache: reader, writer: a.writer, datapath: d,
+		addresses: a.addresses, nodesVersion: lastVersion(nodes), blocked: a.install.Blocked,
+		ready: a.networkReady, log: a.Log.WithName("network"),
+	}
+	a.mu.Lock()
+	a.network = network
+	a.mu.Unlock()
+	podsBell, slicesBell, shownBell := newBell(), newBell(), newBell()
+	a.mu.Lock()
+	a.endpointsChanged = []bell{podsBell, slicesBell, shownBell}
+	a.mu.Unlock()
+	setup := []struct {
+		name  string
+		after time.Duration
+		kinds []client.Object
+		bell  bell
+		do    reconcile.Reconciler
+	}{
+		{"network", 20 * time.Millisecond, []client.Object{
+			&v1alpha1.CiliumConfig{}, &v1alpha1.CiliumNode{}, &v1alpha1.CiliumEndpointSlice{}, &corev1.Node{},
+		}, a.networkBell, a.network},
+		{"pods", 10 * time.Millisecond, []client.Object{&corev1.Pod{}, &corev1.Namespace{}, &v1alpha1.CiliumConfig{}}, podsBell, a.pods},
+		{"identities", 10 * time.Millisecond, []client.Object{&v1alpha1.CiliumIdentity{}}, a.identityBell, a.ids},
+		{"slices", 50 * time.Millisecond, []client.Object{&v1alpha1.CiliumNode{}, &v1alpha1.CiliumEndpointSlice{}}, slicesBell, &Slices{
+			node: a.Node, cache: reader, writer: a.writer, endpoints: a.set, written: map[string][]v1alpha1.SliceEndpoint{},
+		}},
+		{"ciliumendpoints", time.Second, []client.Object{&corev1.Pod{}, &v1alpha1.CiliumEndpoint{}}, shownBell, &CiliumEndpoints{
+			node: a.Node, cache: reader, writer: a.writer, endpoints: a.set,
+		}},
+	}
+	for _, s := range setup {
+		c := ctrl.NewControllerManagedBy(m).Named(s.name).WatchesRawSource(s.bell.source(s.name, s.after))
+		for _, kind := range s.kinds {
+			c = c.Watches(kind, a.handlerFor(s.name, s.after, kind))
+		}
+		if err := c.Complete(s.do); err != nil {
+			return fmt.Errorf("controller %s: %w", s.name, err)
+		}
+	}
+	if err := NewServiceReconciler(m.GetClient(), d).SetupWithManager(m); err != nil {
+		return fmt.Errorf("controller services: %w", err)
+	}
+	if a.servers != nil {
+		if err := (&apiserver.Follower{Client: m.GetClient(), Servers: a.servers}).SetupWithManager(m); err != nil {
+			return fmt.Errorf("controller api-servers: %w", err)
+		}
+	}
+	return nil
+}
+
+// handlerFor also lets the identities know which numbers were deleted.
+func (a *Agent) handlerFor(name string, after time.Duration, kind client.Object) handler.EventHandler {
+	h := whole(name, after).(handler.Funcs)
+	if _, ok := kind.(*v1alpha1.CiliumIdentity); ok {
+		next := h.DeleteFunc
+		h.DeleteFunc = func(ctx context.Context, e event.DeleteEvent, q queue) {
+			if n, err := identity.ParseNumber(e.Object.GetName()); err == nil {
+				a.ids.Deleted(n)
+			}
+			next(ctx, e, q)
+		}
+	}
+	return h
+}
+
+// networkReady is called after the network's tables are written; whole tells that every cache had synced. Then, once,
+// leftovers may go.
+func (a *Agent) networkReady(whole bool) {
+	a.readyOnce.Do(func() { close(a.ready) })
+	if !whole {
+		return
+	}
+	a.sweepOnce.Do(func() {
+		if err := a.set().Sweep(); err != nil {
+			a.Log.Error(err, "leftover interfaces stay")
+		}
+	})
+}
+
+// events reads the ring buffer and hands events to local processes. The network does not depend on it.
+func (a *Agent) events(d *datapath.Datapath, run func(string, func(context.Context) error)) {
+	reader, err := events.NewReader(d.EventsMap(), a.Log.WithName("events"))
+	if err != nil {
+		a.Log.Error(err, "events are not read")
+		return
+	}
+	server := &events.Server{Reader: reader, Path: filepath.Join(a.SocketDir, "events.sock"), Log: a.Log.WithName("events")}
+	run("events", reader.Run)
+	run("events socket", server.Run)
+}
+
+// set is nil until the endpoints are restored.
+func (a *Agent) set() *endpoint.Set {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.endpoints
+}
+
+func (a *Agent) ringEndpoints() {
+	a.mu.Lock()
+	bells := a.endpointsChanged
+	a.mu.Unlock()
+	for _, b := range bells {
+		b.ring()
+	}
+}
+
+// notReady says what is missing for the readiness probe.
+func (a *Agent) notReady() error {
+	a.mu.Lock()
+	serving, err := a.serving, a.datapathErr
+	a.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if !serving {
+		return errors.New("the datapath is not ready yet")
+	}
+	if ok, err := a.install.Installed(); !ok {
+		return errors.Join(errors.New("the CNI configuration is not written"), err)
+	}
+	return nil
+}
+
+// observe gathers what reports and metrics are made of.
+func (a *Agent) observe() observed {
+	a.mu.Lock()
+	o := observed{bootID: a.bootID, datapath: a.datapath, datapathErr: a.datapathErr, serving: a.serving}
+	set, network := a.endpoints, a.network
+	a.mu.Unlock()
+	if set != nil {
+		o.endpoints = len(set.List())
+	}
+	if network != nil {
+		o.network = network.InForce()
+	}
+	o.installed, o.installErr = a.install.Installed()
+	if errors.Is(o.datapathErr, errOtherCNI) {
+		o.network.err, o.installErr, o.datapathErr = o.datapathErr, o.datapathErr, nil
+	}
+	for _, u := range a.addresses.Usage() {
+		o.ipam = append(o.ipam, v1alpha1.IPAMReport{Prefix: u.Prefix.String(), Used: u.Used, Resting: u.Resting, Total: u.Total})
+	}
+	return o
+}
+
+// lastVersion asks an informer how far it has read.
+func lastVersion(i cache.Informer) func() string {
+	versioned, ok := i.(toolscache.SharedIndexInformer)
+	return func() string {
+		if !ok {
+			return ""
+		}
+		return versioned.LastSyncResourceVersion()
+	}
+}
+
+// strip leaves out what no agent reads and what fills caches.
+func strip(o any) (any, error) {
+	if m, err := meta.Accessor(o); err == nil {
+		m.SetManagedFields(nil)
+	}
+	return o, nil
+}
+
+// stripPod keeps who the pod is: that is all that this node's agent asks of it.
+func stripPod(o any) (any, error) {
+	p, ok := o.(*corev1.Pod)
+	if !ok {
+		return strip(o)
+	}
+	var notes map[string]string
+	if mirror, ok := p.Annotations[corev1.MirrorPodAnnotationKey]; ok {
+		notes = map[string]string{corev1.MirrorPodAnnotationKey: mirror}
+	}
+	out := &corev1.Pod{}
+	out.Name, out.Namespace, out.UID, out.ResourceVersion = p.Name, p.Namespace, p.UID, p.ResourceVersion
+	out.Labels, out.Annotations, out.DeletionTimestamp = p.Labels, notes, p.DeletionTimestamp
+	out.Spec.NodeName, out.Spec.ServiceAccountName, out.Spec.HostNetwork = p.Spec.NodeName, p.Spec.ServiceAccountName, p.Spec.HostNetwork
+	out.Status.Phase, out.Status.PodIPs = p.Status.Phase, p.Status.PodIPs
+	return out, nil
+}
+
+// stripNode keeps the addresses: images and conditions change all the time.
+func stripNode(o any) (any, error) {
+	n, ok := o.(*corev1.Node)
+	if !ok {
+		return strip(o)
+	}
+	out := &corev1.Node{}
+	out.Name, out.UID, out.ResourceVersion, out.Labels = n.Name, n.UID, n.ResourceVersion, n.Labels
+	out.Status.Addresses = n.Status.Addresses
+	return out, nil
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
+)
+
+// CiliumEndpoints shows people this node's pods, one object each. They go with their pod: Kubernetes deletes what a
+// deleted pod owned.
+type CiliumEndpoints struct {
+	node      string
+	cache     client.Reader
+	writer    *Writer
+	endpoints func() *endpoint.Set
+}
+
+// Reconcile writes what differs. It waits for nobody: these objects come last in the node's budget.
+func (c *CiliumEndpoints) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	set := c.endpoints()
+	if set == nil {
+		return ctrl.Result{}, nil
+	}
+	var errs []error
+	for _, e := range set.List() {
+		if e, ok := set.Get(e.Attachment); ok { // writing takes time: it may have changed or gone
+			errs = append(errs, c.write(ctx, e))
+		}
+	}
+	return ctrl.Result{}, errors.Join(errs...)
+}
+
+func (c *CiliumEndpoints) write(ctx context.Context, e *endpoint.Endpoint) error {
+	key := types.NamespacedName{Namespace: e.Pod.Namespace, Name: e.Pod.Name}
+	var pod corev1.Pod
+	if err := c.cache.Get(ctx, key, &pod); err != nil || !isPod(&pod, e.Pod.UID) {
+		return client.IgnoreNotFound(err) // its event comes
+	}
+	var has v1alpha1.CiliumEndpoint
+	err := c.cache.Get(ctx, key, &has)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("endpoint %s: %w", key, err)
+	}
+	if err != nil || !ownedBy(&has, &pod) {
+		if err := c.writer.Apply(ctx, Background, c.object(&pod)); err != nil {
+			return fmt.Errorf("write endpoint %s: %w", key, err)
+		}
+	}
+	want := c.object(&pod)
+	want.Status = c.status(e, &pod, has.Status.Conditions)
+	if apiequality.Semantic.DeepEqual(want.Status, has.Status) {
+		return nil
+	}
+	if err := c.writer.ApplyStatus(ctx, Background, want); err != nil {
+		return fmt.Errorf("write status of endpoint %s: %w", key, client.IgnoreNotFound(err))
+	}
+	return nil
+}
+
+func (c *CiliumEndpoints) object(pod *corev1.Pod) *v1alpha1.CiliumEndpoint {
+	return &v1alpha1.CiliumEndpoint{ObjectMeta: metav1.ObjectMeta{
+		Namespace: pod.Namespace, Name: pod.Name, Labels: map[string]string{v1alpha1.LabelNode: c.node},
+		OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID}},
+	}}
+}
+
+func (c *CiliumEndpoints) status(e *endpoint.Endpoint, pod *corev1.Pod, conditions []metav1.Condition) v1alpha1.CiliumEndpointStatus {
+	s := v1alpha1.CiliumEndpointStatus{
+		ID: int64(e.ID), Node: c.node, PodUID: string(pod.UID), State: v1alpha1.EndpointReady, Interface: e.Interface,
+		Identity: v1alpha1.EndpointIdentity{Labels: e.Labels.Strings()},
+	}
+	if e.Identity.Allocated() {
+		s.Identity.ID = int64(e.Identity)
+	} else {
+		s.Identity.Pending = true
+	}
+	for _, a := range e.Addresses() {
+		s.Addresses = append(s.Addresses, a.String())
+	}
+	for _, k := range conditions {
+		s.Conditions = append(s.Conditions, *k.DeepCopy())
+	}
+	ready := metav1.Condition{
+		Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "DatapathComplete",
+		Message: "the pod's interface, tables and programs are in force",
+	}
+	if pod.DeletionTimestamp != nil {
+		s.State = v1alpha1.EndpointTerminating
+	}
+	apimeta.SetStatusCondition(&s.Conditions, ready)
+	return s
+}
+
+func ownedBy(o client.Object, pod *corev1.Pod) bool {
+	for _, r := range o.GetOwnerReferences() {
+		if r.UID == pod.UID {
+			return true
+		}
+	}
+	return false
+}

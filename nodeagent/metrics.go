@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/kube-cilium/kube-cilium/cni"
+	"github.com/kube-cilium/kube-cilium/internal/flow"
+)
+
+// metrics are this node's, read when Prometheus asks.
+type metrics struct {
+	observe func() observed
+
+	packets, bytes, endpoints, addresses, entries, capacity, memory *prometheus.Desc
+	cni                                                             *prometheus.HistogramVec
+}
+
+func newMetrics(observe func() observed) *metrics {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("kube_cilium_"+name, help, labels, nil)
+	}
+	return &metrics{
+		observe:   observe,
+		packets:   desc("packets_total", "Packets by the hook where they ended and the reason.", "hook", "reason", "dropped"),
+		bytes:     desc("bytes_total", "Bytes by the hook where they ended and the reason.", "hook", "reason", "dropped"),
+		endpoints: desc("endpoints", "Pods of this node with an interface of ours."),
+		addresses: desc("ipam_addresses", "Addresses of this node's prefixes by state.", "prefix", "state"),
+		entries:   desc("map_entries", "Entries of an eBPF map, where the kernel can tell.", "map"),
+		capacity:  desc("map_capacity", "Most entries of an eBPF map.", "map"),
+		memory:    desc("map_bytes", "Kernel memory of an eBPF map.", "map"),
+		cni: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "kube_cilium_cni_request_seconds", Help: "CNI requests by command and outcome.",
+			Buckets: []float64{.005, .01, .02, .05, .1, .25, .5, 1, 2.5, 10},
+		}, []string{"command", "outcome"}),
+	}
+}
+
+// Describe sends nothing of what depends on maps and prefixes: Collect's metrics are checked as they come.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) { m.cni.Describe(ch) }
+
+// Collect reads the kernel.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	m.cni.Collect(ch)
+	o := m.observe()
+	ch <- prometheus.MustNewConstMetric(m.endpoints, prometheus.GaugeValue, float64(o.endpoints))
+	for _, u := range o.ipam {
+		for state, n := range map[string]int64{"used": u.Used, "resting": u.Resting, "total": u.Total} {
+			ch <- prometheus.MustNewConstMetric(m.addresses, prometheus.GaugeValue, float64(n), u.Prefix, state)
+		}
+	}
+	if o.datapath == nil {
+		return
+	}
+	counters, err := o.datapath.Counters()
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(m.packets, err)
+	}
+	for _, c := range counters {
+		labels := []string{flow.Hook(c.Hook).String(), flow.Reason(c.Reason).String(), strconv.FormatBool(flow.Reason(c.Reason).Dropped())}
+		ch <- prometheus.MustNewConstMetric(m.packets, prometheus.CounterValue, float64(c.Packets), labels...)
+		ch <- prometheus.MustNewConstMetric(m.bytes, prometheus.CounterValue, float64(c.Bytes), labels...)
+	}
+	for _, info := range o.datapath.Maps() {
+		if info.Entries >= 0 {
+			ch <- prometheus.MustNewConstMetric(m.entries, prometheus.GaugeValue, float64(info.Entries), info.Name)
+		}
+		ch <- prometheus.MustNewConstMetric(m.capacity, prometheus.GaugeValue, float64(info.MaxEntries), info.Name)
+		ch <- prometheus.MustNewConstMetric(m.memory, prometheus.GaugeValue, float64(info.Bytes), info.Name)
+	}
+}
+
+func (m *metrics) observeCNI(cmd cni.Command, took time.Duration, failed bool) {
+	outcome := "done"
+	if failed {
+		outcome = "failed"
+	}
+	m.cni.WithLabelValues(string(cmd), outcome).Observe(took.Seconds())
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/cni"
+	"github.com/kube-cilium/kube-cilium/internal/identity"
+	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
+)
+
+// errPodGone means that the API server does not know the pod for which the runtime asks.
+var errPodGone = errors.New("the pod was deleted or replaced")
+
+// liveTimeout bounds a question to the API server while a pod waits for its interface.
+const liveTimeout = 3 * time.Second
+
+// Pods tells who the pods of this node are, and keeps the endpoints' identities so.
+type Pods struct {
+	cache      client.Reader
+	live       client.Reader
+	identities *Identities
+	endpoints  func() *endpoint.Set
+	filter     identity.Filter
+	wake       bell // of the identities' reconciler
+}
+
+// Identify answers for a pod that is about to get its interface. When nobody can be asked the pod is pending: it is
+// not refused, since it may be the one that brings the API server back.
+func (p *Pods) Identify(ctx context.Context, ref cni.Pod) (endpoint.Who, error) {
+	pending := endpoint.Who{Identity: identity.Pending}
+	if ref.Namespace == "" || ref.Name == "" {
+		return pending, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, liveTimeout)
+	defer cancel()
+	pod, err := p.pod(ctx, ref)
+	if err != nil || pod == nil {
+		return pending, err
+	}
+	l, err := p.labels(ctx, pod)
+	if err != nil || l == nil {
+		return pending, err
+	}
+	who := endpoint.Who{Labels: l, Identity: p.identities.Lookup(l)}
+	if who.Identity == identity.Pending {
+		p.wake.ring()
+	}
+	return who, nil
+}
+
+// pod finds a pod in the cache, or asks. It returns nil when nobody can be asked, and errPodGone.
+func (p *Pods) pod(ctx context.Context, ref cni.Pod) (*corev1.Pod, error) {
+	key := types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}
+	pod := &corev1.Pod{}
+	if err := p.cache.Get(ctx, key, pod); err == nil && isPod(pod, ref.UID) {
+		return pod, nil
+	}
+	switch err := p.live.Get(ctx, key, pod); {
+	case apierrors.IsNotFound(err):
+		return nil, fmt.Errorf("%w: %s", errPodGone, key)
+	case err != nil:
+		return nil, nil //nolint:nilerr // the API server is away: pending
+	case !isPod(pod, ref.UID):
+		return nil, fmt.Errorf("%w: %s has UID %s now", errPodGone, key, pod.UID)
+	}
+	return pod, nil
+}
+
+// isPod tells whether an object is the pod that the runtime means. The runtime knows a static pod by the hash that
+// its kubelet made; the API server's mirror of it has another UID and the hash as an annotation.
+func isPod(pod *corev1.Pod, uid string) bool {
+	return uid == "" || string(pod.UID) == uid || pod.Annotations[corev1.MirrorPodAnnotationKey] == uid
+}
+
+// labels are a pod's label set; nil when its namespace is not known yet.
+func (p *Pods) labels(ctx context.Context, pod *corev1.Pod) (identity.Labels, error) {
+	var ns corev1.Namespace
+	if err := p.cache.Get(ctx, types.NamespacedName{Name: pod.Namespace}, &ns); err != nil {
+		if err := p.live.Get(ctx, types.NamespacedName{Name: pod.Namespace}, &ns); err != nil {
+			return nil, nil //nolint:nilerr // heals when the namespace comes
+		}
+	}
+	var config v1alpha1.CiliumConfig
+	cluster := "default"
+	if err := p.cache.Get(ctx, types.NamespacedName{Name: v1alpha1.ConfigName}, &config); err == nil && config.Spec.ClusterName != "" {
+		cluster = config.Spec.ClusterName
+	}
+	return identity.ForPod(identity.Workload{
+		Namespace: pod.Namespace, Labels: pod.Labels, NamespaceLabels: ns.Labels,
+		ServiceAccount: pod.Spec.ServiceAccountName, Cluster: cluster,
+	}, p.filter)
+}
+
+// Reconcile gives every endpoint of this node the identity that its pod has now.
+func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	set := p.endpoints()
+	if set == nil {
+		return ctrl.Result{}, nil
+	}
+	var wanted []identity.Labels
+	var errs []error
+	missing := false
+	for _, e := range set.List() {
+		who := endpoint.Who{Labels: e.Labels, Identity: e.Identity}
+		var pod corev1.Pod
+		err := p.cache.Get(ctx, types.NamespacedName{Namespace: e.Pod.Namespace, Name: e.Pod.Name}, &pod)
+		if err == nil && isPod(&pod, e.Pod.UID) {
+			l, err := p.labels(ctx, &pod)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("pod %s/%s: %w", e.Pod.Namespace, e.Pod.Name, err))
+			} else if l != nil {
+				who.Labels = l
+			}
+		}
+		if who.Labels == nil {
+			continue // stays pending until its pod is seen
+		}
+		wanted = append(wanted, who.Labels)
+		who.Identity = p.identities.Lookup(who.Labels)
+		missing = missing || who.Identity == identity.Pending
+		errs = append(errs, set.SetIdentity(ctx, e.Attachment, who))
+	}
+	p.identities.Want(wanted)
+	if missing {
+		p.wake.ring()
+	}
+	return ctrl.Result{}, errors.Join(errs...)
+}

@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/sys/unix"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/internal/flow"
+	"github.com/kube-cilium/kube-cilium/internal/version"
+	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
+)
+
+const (
+	// reportLook is how often the agent looks whether a condition has turned.
+	reportLook = time.Second
+	// reportGap is the least time between two reports of counters alone.
+	reportGap = 10 * time.Second
+	// reportStill is the most time between two reports: their age says that the agent writes.
+	reportStill = 5 * time.Minute
+	// maxDrops bounds status.drops, as the CRD does.
+	maxDrops = 512
+)
+
+// observed is everything that a report is made of. datapathErr is why there is no datapath.
+type observed struct {
+	bootID      string
+	datapath    *datapath.Datapath
+	datapathErr error
+	network     inForce
+	ipam        []v1alpha1.IPAMReport
+	endpoints   int
+	serving     bool
+	installed   bool
+	installErr  error
+}
+
+// Report writes this node's CiliumNodeReport.
+type Report struct {
+	node    string
+	live    client.Reader
+	writer  *Writer
+	observe func() observed
+	log     logr.Logger
+
+	made    bool // the object exists
+	last    v1alpha1.CiliumNodeReportStatus
+	written time.Time
+}
+
+// Run reports until ctx ends: at once when a condition or a setting has turned, else counters now and then.
+func (r *Report) Run(ctx context.Context) error {
+	for {
+		if err := r.look(ctx); err != nil && ctx.Err() == nil {
+			r.log.Error(err, "the report is not written")
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(reportLook):
+		}
+	}
+}
+
+func (r *Report) look(ctx context.Context) error {
+	age := time.Since(r.written)
+	status := makeReport(r.observe(), r.last.Conditions, age >= reportGap || !r.made)
+	turned := !r.made || !apiequality.Semantic.DeepEqual(cold(status), cold(r.last))
+	switch {
+	case turned:
+	case age >= reportStill:
+	case age >= reportGap && !apiequality.Semantic.DeepEqual(status, r.last):
+	default:
+		return nil
+	}
+	priority := Background
+	if turned {
+		priority = Ordinary
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	o := &v1alpha1.CiliumNodeReport{ObjectMeta: metav1.ObjectMeta{Name: r.node}}
+	if !r.made {
+		if err := r.make(ctx, o.DeepCopy()); err != nil {
+			return err
+		}
+	}
+	o.Status = status
+	if err := r.writer.ApplyStatus(ctx, priority, o); err != nil {
+		r.made = false // it may have been deleted
+		return fmt.Errorf("write status of CiliumNodeReport %s: %w", r.node, err)
+	}
+	r.last, r.written = status, time.Now()
+	return nil
+}
+
+// make creates the object, owned by the CiliumNode where there is one, and takes up the conditions of the last agent
+// so that their times stay.
+func (r *Report) make(ctx context.Context, o *v1alpha1.CiliumNodeReport) error {
+	var owner v1alpha1.CiliumNode
+	if err := r.live.Get(ctx, client.ObjectKey{Name: r.node}, &owner); err == nil {
+		o.OwnerReferences = []metav1.OwnerReference{{
+			APIVersion: v1alpha1.GroupVersion.String(), Kind: "CiliumNode", Name: owner.Name, UID: owner.UID,
+		}}
+	}
+	var has v1alpha1.CiliumNodeReport
+	err := r.live.Get(ctx, client.ObjectKey{Name: r.node}, &has)
+	if err == nil && r.last.Conditions == nil {
+		r.last.Conditions = has.Status.Conditions
+	}
+	if err != nil || !apiequality.Semantic.DeepEqual(has.OwnerReferences, o.OwnerReferences) {
+		if err := r.writer.Apply(ctx, Ordinary, o); err != nil {
+			return fmt.Errorf("write CiliumNodeReport %s: %w", r.node, err)
+		}
+	}
+	r.made = len(o.OwnerReferences) > 0 // else look for the owner again next time
+	return nil
+}
+
+// cold is the part of a report that is written at once when it turns.
+func cold(s v1alpha1.CiliumNodeReportStatus) v1alpha1.CiliumNodeReportStatus {
+	s.Maps, s.IPAM, s.Drops, s.Endpoints, s.ObservedNodes = nil, nil, nil, 0, ""
+	s.Programs = slices.Clone(s.Programs)
+	for i := range s.Programs {
+		s.Programs[i].Devices = 0 // counts pods
+	}
+	return s
+}
+
+// makeReport folds what was observed. Map fill and counters cost a walk, so they are left out unless asked for.
+func makeReport(o observed, conditions []metav1.Condition, counters bool) v1alpha1.CiliumNodeReportStatus {
+	s := v1alpha1.CiliumNodeReportStatus{
+		ObservedConfigGeneration: o.network.generation, ObservedNodes: o.network.observedNodes,
+		AgentVersion: version.Version, BootID: o.bootID, Endpoints: int32(o.endpoints), IPAM: o.ipam,
+		Kernel: v1alpha1.KernelReport{Release: kernelRelease()},
+	}
+	if o.datapath != nil {
+		for _, f := range o.datapath.Features() {
+			fr := v1alpha1.FeatureReport{Name: f.Name, Outcome: v1alpha1.FeatureOutcome(f.Outcome), Using: f.Using}
+			if f.Err != nil {
+				fr.Message = f.Err.Error()
+			}
+			s.Kernel.Features = append(s.Kernel.Features, fr)
+		}
+		for _, p := range o.datapath.Programs() {
+			s.Programs = append(s.Programs, v1alpha1.ProgramReport{Name: p.Name, Attach: p.Attach, Devices: int32(p.Devices), Tag: p.Tag})
+		}
+		s.PodMTU = int32(o.datapath.PodMTU())
+		if counters {
+			s.Maps, s.Drops = mapReports(o.datapath), drops(o.datapath)
+		}
+	}
+	if o.network.configured {
+		s.Routing, s.Masquerade = routingText(o.network.config, s.Kernel.Features), masqueradeText(o.network.config)
+		s.Devices = devicesOf(o.datapath)
+	}
+	for _, c := range conditions {
+		s.Conditions = append(s.Conditions, *c.DeepCopy())
+	}
+	for _, c := range makeConditions(o) {
+		c.ObservedGeneration = o.network.generation
+		apimeta.SetStatusCondition(&s.Conditions, c)
+	}
+	return s
+}
+
+// makeConditions says how far the node has come, in the order of a start. Ready has the reason of the first that is
+// not True.
+func makeConditions(o observed) []metav1.Condition {
+	kernel := metav1.Condition{Type: v1alpha1.ConditionKernelSupported, Status: metav1.ConditionTrue, Reason: "Supported", Message: "the kernel has what the datapath needs, or a fallback for it"}
+	path := metav1.Condition{Type: v1alpha1.ConditionDatapathReady, Status: metav1.ConditionTrue, Reason: "InForce", Message: "programs and maps are in force"}
+	conf := metav1.Condition{Type: v1alpha1.ConditionCNIConfigured, Status: metav1.ConditionTrue, Reason: "Installed", Message: "kubelet can call the plugin"}
+	fail := func(c *metav1.Condition, status metav1.ConditionStatus, reason string, message string) {
+		c.Status, c.Reason, c.Message = status, reason, message
+	}
+	switch err := o.datapathErr; {
+	case errors.Is(err, datapath.ErrKernelTooOld), errors.Is(err, datapath.ErrNotSupported):
+		fail(&kernel, metav1.ConditionFalse, "FeatureMissing", err.Error())
+	case err != nil:
+		fail(&kernel, metav1.ConditionUnknown, "NotProbed", "the kernel could not be probed")
+	case o.datapath == nil:
+		fail(&kernel, metav1.ConditionUnknown, "Probing", "the kernel is being probed")
+	}
+	switch err := o.network.err; {
+	case o.datapathErr != nil:
+		fail(&path, metav1.ConditionFalse, datapathReason(o.datapathErr), o.datapathErr.Error())
+	case !o.network.configured && err != nil:
+		fail(&path, metav1.ConditionFalse, networkReason(err), err.Error())
+	case !o.network.configured:
+		fail(&path, metav1.ConditionFalse, "Starting", "the first tables are not written yet")
+	}
+	switch {
+	case o.installErr != nil:
+		reason := "InstallFailed"
+		if errors.Is(o.installErr, errOtherCNI) {
+			reason = "OtherCNI"
+		}
+		fail(&conf, metav1.ConditionFalse, reason, o.installErr.Error())
+	case !o.installed || !o.serving:
+		fail(&conf, metav1.ConditionFalse, "Waiting", "the plugin is installed when the datapath is ready")
+	}
+	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "pods of this node have their network"}
+	for _, c := range []metav1.Condition{kernel, path, conf} {
+		if c.Status != metav1.ConditionTrue {
+			fail(&ready, metav1.ConditionFalse, c.Reason, c.Message)
+			break
+		}
+	}
+	if err := o.network.err; ready.Status == metav1.ConditionTrue && err != nil {
+		fail(&ready, metav1.ConditionFalse, networkReason(err), err.Error())
+	}
+	return []metav1.Condition{ready, kernel, path, conf}
+}
+
+func datapathReason(err error) string {
+	for reason, is := range map[string]error{
+		"NoBPFFileSystem": datapath.ErrNoBPFFS, "NoCgroup2": datapath.ErrNoCgroup2,
+		"MissingCapability": datapath.ErrMissingCapability, "KernelTooOld": datapath.ErrKernelTooOld,
+		"NewerLayout": datapath.ErrNewerLayout,
+	} {
+		if errors.Is(err, is) {
+			return reason
+		}
+	}
+	return "OpenFailed"
+}
+
+func networkReason(err error) string {
+	for reason, is := range map[string]error{
+		"OtherCNI": errOtherCNI, "NoPrefix": errNoPrefix, "NoNodeAddress": errNoAddress,
+		"NoUplink": datapath.ErrNoUplink, "TunnelPortTaken": datapath.ErrTunnelPortTaken,
+		"FeatureMissing": datapath.ErrNotSupported, "NoIPv6": datapath.ErrNoIPv6,
+	} {
+		if errors.Is(err, is) {
+			return reason
+		}
+	}
+	return "WriteFailed"
+}
+
+func mapReports(d *datapath.Datapath) []v1alpha1.MapReport {
+	var out []v1alpha1.MapReport
+	for _, m := range d.Maps() {
+		out = append(out, v1alpha1.MapReport{Name: m.Name, Entries: m.Entries, MaxEntries: m.MaxEntries, Bytes: m.Bytes})
+	}
+	return out
+}
+
+// drops are the counters of what went nowhere, the largest first where there are more than fit.
+func drops(d *datapath.Datapath) []v1alpha1.PacketCounter {
+	counters, err := d.Counters()
+	if err != nil {
+		return nil
+	}
+	var out []v1alpha1.PacketCounter
+	for _, c := range counters {
+		if reason := flow.Reason(c.Reason); reason.Dropped() {
+			out = append(out, v1alpha1.PacketCounter{
+				Hook: flow.Hook(c.Hook).String(), Reason: reason.String(), Dropped: true,
+				Packets: int64(c.Packets), Bytes: int64(c.Bytes),
+			})
+		}
+	}
+	if len(out) > maxDrops {
+		slices.SortFunc(out, func(a, b v1alpha1.PacketCounter) int { return cmp.Compare(b.Packets, a.Packets) })
+		out = out[:maxDrops]
+	}
+	slices.SortFunc(out, func(a, b v1alpha1.PacketCounter) int {
+		return cmp.Or(cmp.Compare(a.Hook, b.Hook), cmp.Compare(a.Reason, b.Reason))
+	})
+	return out
+}
+
+func routingText(c datapath.Config, features []v1alpha1.FeatureReport) string {
+	if c.Mode == v1alpha1.RoutingNative {
+		return "Native"
+	}
+	for _, f := range features {
+		if f.Name == string(v1alpha1.FeatureAdjustRoomEncap) && f.Using != "" {
+			return "VXLAN (" + f.Using + ")"
+		}
+	}
+	return "VXLAN"
+}
+
+func masqueradeText(c datapath.Config) string {
+	var on []string
+	if c.MasqueradeIPv4 {
+		on = append(on, "IPv4")
+	}
+	if c.MasqueradeIPv6 {
+		on = append(on, "IPv6")
+	}
+	if len(on) == 0 {
+		return "off"
+	}
+	return strings.Join(on, ", ")
+}
+
+// devicesOf are the uplinks that the datapath found.
+func devicesOf(d *datapath.Datapath) []string {
+	if u, ok := any(d).(interface{ Uplinks() []string }); ok && d != nil {
+		return u.Uplinks()
+	}
+	return nil
+}
+
+// kernelRelease is what uname -r prints.
+func kernelRelease() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+)
+
+// Priority decides who writes when there is more to write than the budget allows.
+type Priority int
+
+const (
+	// Background is what people read and nobody waits for: endpoints, counters.
+	Background Priority = iota
+	// Ordinary is what other nodes need: identities, slices, addresses, conditions.
+	Ordinary
+	// Urgent is what the node's life hangs on: its lease.
+	Urgent
+)
+
+const (
+	budgetWindow = time.Minute
+	// budgetWrites in any window: one a second, however they are spread.
+	budgetWrites = 60
+)
+
+// share is how many of the window's writes may have been made when one of this priority is let through.
+var share = map[Priority]int{Background: 40, Ordinary: 52, Urgent: budgetWrites}
+
+// budget lets at most budgetWrites through in any window. It remembers each of them.
+type budget struct {
+	clock func() time.Time
+
+	mu   sync.Mutex
+	made []time.Time // of the last window, oldest first
+}
+
+// take takes one write, or says how long there is none to be had.
+func (b *budget) take(p Priority) (wait time.Duration, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := b.clock()
+	for len(b.made) > 0 && now.Sub(b.made[0]) >= budgetWindow {
+		b.made = b.made[1:]
+	}
+	if over := len(b.made) - share[p]; over >= 0 {
+		return b.made[over].Add(budgetWindow).Sub(now), false
+	}
+	b.made = append(b.made, now)
+	return 0, true
+}
+
+// Writer is the only way to the API server for writes. It waits until the node's budget has room.
+type Writer struct {
+	client client.Client
+	budget *budget
+}
+
+// NewWriter writes with c.
+func NewWriter(c client.Client) *Writer {
+	return &Writer{client: c, budget: &budget{clock: time.Now}}
+}
+
+// Wait returns when one write may be made; it is then taken.
+func (w *Writer) Wait(ctx context.Context, p Priority) error {
+	for {
+		wait, ok := w.budget.take(p)
+		if ok {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Apply makes obj what this agent says of it, by server-side apply; fields that are not in it are given up.
+func (w *Writer) Apply(ctx context.Context, p Priority, obj client.Object) error {
+	u, err := w.unstructured(obj)
+	if err != nil {
+		return err
+	}
+	unstructured.RemoveNestedField(u.Object, "status")
+	if err := w.Wait(ctx, p); err != nil {
+		return err
+	}
+	return w.client.Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(v1alpha1.AgentFieldManager), client.ForceOwnership)
+}
+
+// ApplyStatus is Apply for the status alone.
+func (w *Writer) ApplyStatus(ctx context.Context, p Priority, obj client.Object) error {
+	u, err := w.unstructured(obj)
+	if err != nil {
+		return err
+	}
+	only := map[string]any{
+		"apiVersion": u.GetAPIVersion(), "kind": u.GetKind(), "status": u.Object["status"],
+		"metadata": map[string]any{"name": u.GetName()},
+	}
+	if ns := u.GetNamespace(); ns != "" {
+		only["metadata"].(map[string]any)["namespace"] = ns
+	}
+	if err := w.Wait(ctx, p); err != nil {
+		return err
+	}
+	return w.client.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(&unstructured.Unstructured{Object: only}),
+		client.FieldOwner(v1alpha1.AgentFieldManager), client.ForceOwnership)
+}
+
+// Create, Update, Patch and Delete are the client's, within the budget.
+func (w *Writer) Create(ctx context.Context, p Priority, obj client.Object) error {
+	if err := w.Wait(ctx, p); err != nil {
+		return err
+	}
+	return w.client.Create(ctx, obj, client.FieldOwner(v1alpha1.AgentFieldManager))
+}
+
+// Update writes the whole object at its resourceVersion.
+func (w *Writer) Update(ctx context.Context, p Priority, obj client.Object) error {
+	if err := w.Wait(ctx, p); err != nil {
+		return err
+	}
+	return w.client.Update(ctx, obj, client.FieldOwner(v1alpha1.AgentFieldManager))
+}
+
+// Patch sends the difference that patch holds.
+func (w *Writer) Patch(ctx context.Context, p Priority, obj client.Object, patch client.Patch) error {
+	if err := w.Wait(ctx, p); err != nil {
+		return err
+	}
+	return w.client.Patch(ctx, obj, patch, client.FieldOwner(v1alpha1.AgentFieldManager))
+}
+
+// Delete deletes obj; one that is gone is no error.
+func (w *Writer) Delete(ctx context.Context, p Priority, obj client.Object) error {
+	if err := w.Wait(ctx, p); err != nil {
+		return err
+	}
+	return client.IgnoreNotFound(w.client.Delete(ctx, obj))
+}
+
+// unstructured converts obj and leaves out what the server fills in.
+func (w *Writer) unstructured(obj client.Object) (*unstructured.Unstructured, error) {
+	gvk, err := apiutil.GVKForObject(obj, w.client.Scheme())
+	if err != nil {
+		return nil, fmt.Errorf("apply: %w", err)
+	}
+	m, err := runtime.DefaultUnstructuredConverter.ToUnstructured(obj)
+	if err != nil {
+		return nil, fmt.Errorf("apply %s %s: %w", gvk.Kind, obj.GetName(), err)
+	}
+	u := &unstructured.Unstructured{Object: m}
+	u.SetGroupVersionKind(gvk)
+	for _, f := range []string{"managedFields", "resourceVersion", "uid", "creationTimestamp", "generation"} {
+		unstructured.RemoveNestedField(u.Object, "metadata", f)
+	}
+	return u, nil
+}
