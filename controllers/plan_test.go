@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controllers
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+)
+
+var noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+func coreNode(name string, addresses ...string) corev1.Node {
+	n := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("uid-" + name)}}
+	for _, a := range addresses {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+	}
+	return n
+}
+
+func ciliumNode(name string, cidrs ...string) v1alpha1.CiliumNode {
+	return v1alpha1.CiliumNode{
+		ObjectMeta: metav1.ObjectMeta{Name: name, ResourceVersion: "100", Finalizers: []string{v1alpha1.FinalizerPrefixRest},
+			OwnerReferences: []metav1.OwnerReference{{UID: types.UID("uid-" + name)}}},
+		Spec: v1alpha1.CiliumNodeSpec{PodCIDRs: cidrs},
+	}
+}
+
+func deleted(cn v1alpha1.CiliumNode, ago time.Duration) v1alpha1.CiliumNode {
+	t := metav1.NewTime(noon.Add(-ago))
+	cn.DeletionTimestamp = &t
+	return cn
+}
+
+func pool(cidrs ...string) v1alpha1.CiliumConfigSpec {
+	return v1alpha1.CiliumConfigSpec{IPAM: &v1alpha1.IPAMConfig{IPv4: &v1alpha1.AddressPool{CIDRs: cidrs}}}
+}
+
+// told prints a plan: one word for each act.
+func told(p nodePlan) string {
+	var out []string
+	for _, cn := range p.release {
+		out = append(out, "release "+cn.Name)
+	}
+	for _, cn := range p.gone {
+		out = append(out, "delete "+cn.Name)
+	}
+	for _, d := range p.write {
+		out = append(out, fmt.Sprintf("write %s=%s", d.node.Name, strings.Join(d.prefixes, "+")))
+	}
+	for _, d := range p.desired {
+		if d.problem != nil {
+			out = append(out, "lacks "+d.node.Name)
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
+
+func TestPlanNodes(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		world   nodeWorld
+		want    string
+		requeue time.Duration
+	}{
+		{"a new node", nodeWorld{nodes: []corev1.Node{coreNode("a")}, spec: pool("10.1.0.0/16")}, "write a=10.1.0.0/24", 0},
+		{"nothing to do",
+			nodeWorld{nodes: []corev1.Node{coreNode("a")}, ciliumNodes: []v1alpha1.CiliumNode{ciliumNode("a", "10.1.0.0/24")}, spec: pool("10.1.0.0/16")}, "", 0},
+		{"no CiliumConfig: the default pool, apart from the nodes' and services' networks",
+			nodeWorld{nodes: []corev1.Node{coreNode("a", "10.0.0.5"), coreNode("b", "10.1.7.7", "host.example")}, services: parsePrefixes([]string{"10.2.0.0/16"})},
+			"write a=10.3.0.0/24, write b=10.3.1.0/24", 0},
+		{"a pool that a person wrote holds the nodes too",
+			nodeWorld{nodes: []corev1.Node{coreNode("a", "10.1.0.5")}, spec: pool("10.1.0.0/16")}, "write a=10.1.1.0/24", 0},
+		{"a family is added",
+			nodeWorld{nodes: []corev1.Node{coreNode("a")}, ciliumNodes: []v1alpha1.CiliumNode{ciliumNode("a", "10.1.0.0/24")},
+				spec: v1alpha1.CiliumConfigSpec{IPAM: &v1alpha1.IPAMConfig{IPv4: &v1alpha1.AddressPool{CIDRs: []string{"10.1.0.0/16"}}, IPv6: &v1alpha1.AddressPool{CIDRs: []string{"fd00::/112"}}}}},
+			"write a=10.1.0.0/24+fd00::/120", 0},
+		{"a node is gone", nodeWorld{ciliumNodes: []v1alpha1.CiliumNode{ciliumNode("a", "10.1.0.0/24")}, spec: pool("10.1.0.0/16")}, "delete a", 0},
+		{"its prefix rests, the next node gets another",
+			nodeWorld{nodes: []corev1.Node{coreNode("b")}, ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), 10*time.Second)}, spec: pool("10.1.0.0/16")},
+			"write b=10.1.1.0/24", 50 * time.Second},
+		{"while all the pool rests nobody gets it",
+			nodeWorld{nodes: []corev1.Node{coreNode("b")}, ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), 0)}, spec: pool("10.1.0.0/24")},
+			"lacks b, write b=", time.Minute},
+		{"rested, and no agent lives that could still know it",
+			nodeWorld{ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), time.Minute)}, spec: pool("10.1.0.0/16")}, "release a", 0},
+		{"rested, but an agent has not acted on the deletion",
+			nodeWorld{ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), time.Minute)}, spec: pool("10.1.0.0/16"),
+				confirmed: map[string]string{"b": "99", "c": "100"}}, "", restPoll},
+		{"rested, but an agent does not say",
+			nodeWorld{ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), time.Minute)}, spec: pool("10.1.0.0/16"),
+				confirmed: map[string]string{"b": ""}}, "", restPoll},
+		{"rested and confirmed, also by a number with more digits",
+			nodeWorld{ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), time.Minute)}, spec: pool("10.1.0.0/16"),
+				confirmed: map[string]string{"a": "1", "b": "1000", "c": "100"}}, "release a", 0},
+		{"waiting for confirmations ends",
+			nodeWorld{ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), 10*time.Minute)}, spec: pool("10.1.0.0/16"),
+				confirmed: map[string]string{"b": ""}}, "release a", 0},
+		{"deleted while its node lives: it gets the same prefix on a new object",
+			nodeWorld{nodes: []corev1.Node{coreNode("a"), coreNode("0")}, ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.7.0/24"), 0)}, spec: pool("10.1.0.0/16")},
+			"release a, write 0=10.1.0.0/24, write a=10.1.7.0/24", 0},
+		{"a new machine under an old name takes the object over",
+			nodeWorld{nodes: []corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "another"}}}, ciliumNodes: []v1alpha1.CiliumNode{ciliumNode("a", "10.1.7.0/24")}, spec: pool("10.1.0.0/16")},
+			"write a=10.1.7.0/24", 0},
+		{"exhausted", nodeWorld{nodes: []corev1.Node{coreNode("a"), coreNode("b")}, spec: pool("10.1.0.0/24")}, "lacks b, write a=10.1.0.0/24, write b=", 0},
+		{"one prefix twice", nodeWorld{nodes: []corev1.Node{coreNode("a"), coreNode("b")}, spec: pool("10.1.0.0/16"),
+			ciliumNodes: []v1alpha1.CiliumNode{ciliumNode("a", "10.1.0.0/24"), ciliumNode("b", "10.1.0.0/24")}}, "lacks b, write b=10.1.1.0/24", 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			w := row.world
+			w.now, w.rest, w.restLimit = noon, time.Minute, 10*time.Minute
+			plan := planNodes(w)
+			got := told(plan)
+			if got != row.want || plan.requeue != row.requeue {
+				t.Errorf("got %q after %v, want %q after %v", got, plan.requeue, row.want, row.requeue)
+			}
+			slices.Reverse(w.nodes)
+			slices.Reverse(w.ciliumNodes)
+			if again := told(planNodes(w)); again != got {
+				t.Errorf("in another order: %q", again)
+			}
+		})
+	}
+}
+
+func agentLease(node string, renewed time.Duration) *coordinationv1.Lease {
+	at, seconds := metav1.NewMicroTime(noon.Add(-renewed)), int32(30)
+	return &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.AgentLeaseNamespace, Name: v1alpha1.AgentLeasePrefix + node},
+		Spec: coordinationv1.LeaseSpec{RenewTime: &at, LeaseDurationSeconds: &seconds}}
+}
+
+func nodeReport(name, boot string, conditions ...string) *v1alpha1.CiliumNodeReport {
+	r := &v1alpha1.CiliumNodeReport{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.CiliumNodeReportStatus{BootID: boot}}
+	for _, c := range conditions {
+		meta.SetStatusCondition(&r.Status.Conditions, metav1.Condition{Type: c, Status: metav1.ConditionTrue, Reason: "X"})
+	}
+	return r
+}
+
+func TestJudgeNode(t *testing.T) {
+	const ready, datapath = v1alpha1.ConditionReady, v1alpha1.ConditionDatapathReady
+	alive, silent := agentLease("a", 0), agentLease("a", time.Minute)
+	for _, row := range []struct {
+		name   string
+		report *v1alpha1.CiliumNodeReport
+		lease  *coordinationv1.Lease
+		want   gate
+	}{
+		{"never ours", nil, nil, asItIs},
+		{"ready", nodeReport("a", "boot", ready, datapath), alive, open},
+		{"ready, agent away since: what runs goes on", nodeReport("a", "boot", ready, datapath), silent, open},
+		{"starting", nodeReport("a", "boot"), alive, asItIs},
+		{"agent restarts, datapath was ready in this boot", nodeReport("a", "boot", datapath), silent, asItIs},
+		{"died before the datapath was ready", nodeReport("a", "boot"), silent, closed},
+		{"rebooted, agent not yet back", nodeReport("a", "boot before", ready, datapath), silent, closed},
+		{"rebooted, no lease", nodeReport("a", "boot before", ready, datapath), nil, closed},
+		{"rebooted, agent back and starting", nodeReport("a", "boot before", ready, datapath), alive, asItIs},
+	} {
+		node := coreNode("a")
+		node.Status.NodeInfo.BootID = "boot"
+		if got := judge(&node, row.report, row.lease, noon); got != row.want {
+			t.Errorf("%s: got %v, want %v", row.name, got, row.want)
+		}
+	}
+}
+
+func TestFoldConfig(t *testing.T) {
+	config := &v1alpha1.CiliumConfig{ObjectMeta: metav1.ObjectMeta{Generation: 3}}
+	at := func(generation int64, r *v1alpha1.CiliumNodeReport) v1alpha1.CiliumNodeReport {
+		r.Status.ObservedConfigGeneration = generation
+		return *r
+	}
+	three := []corev1.Node{coreNode("a"), coreNode("b"), coreNode("c")}
+	alive := []coordinationv1.Lease{*agentLease("a", 0), *agentLease("b", 0), *agentLease("c", 0)}
+	silent := []coordinationv1.Lease{*agentLease("a", 0), *agentLease("b", 0), *agentLease("c", time.Hour)}
+	lacking := ciliumNode("b")
+	lacking.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionPrefixesAssigned, Status: metav1.ConditionFalse, Message: "no free /24"}}
+	good := func(n string) v1alpha1.CiliumNodeReport { return at(3, nodeReport(n, "", v1alpha1.ConditionReady)) }
+	for _, row := range []struct {
+		name    string
+		nodes   []corev1.Node
+		cns     []v1alpha1.CiliumNode
+		reports []v1alpha1.CiliumNodeReport
+		leases  []coordinationv1.Lease
+		count   string
+		// conditions that are True
+		want    string
+		message string
+	}{
+		{"no nodes", nil, nil, nil, nil, "0/0", "PrefixesAssigned Ready", ""},
+		{"all ready", three, nil, []v1alpha1.CiliumNodeReport{good("a"), good("b"), good("c")}, alive, "3/3", "PrefixesAssigned Ready", ""},
+		{"one old, one silent", three, nil, []v1alpha1.CiliumNodeReport{good("a"), at(2, nodeReport("b", "", v1alpha1.ConditionReady)), good("c")}, silent,
+			"1/3", "PrefixesAssigned Reconciling", "1/3 nodes are ready; waiting for b (runs generation 2), c (the agent is silent)"},
+		{"one never came, one starts", three, nil, []v1alpha1.CiliumNodeReport{good("a"), at(3, nodeReport("b", ""))}, alive,
+			"1/3", "PrefixesAssigned Reconciling", "1/3 nodes are ready; waiting for b (the agent is starting), c (no agent has reported)"},
+		{"exhausted", three, []v1alpha1.CiliumNode{lacking}, []v1alpha1.CiliumNodeReport{good("a"), good("b"), good("c")}, alive, "3/3", "Stalled", "b: no free /24"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			got := foldConfig(config, row.nodes, row.cns, row.reports, row.leases, noon)
+			var is []string
+			for _, c := range got.Conditions {
+				if c.Status == metav1.ConditionTrue {
+					is = append(is, c.Type)
+				}
+				if c.ObservedGeneration != 3 {
+					t.Errorf("%s observed generation %d", c.Type, c.ObservedGeneration)
+				}
+			}
+			slices.Sort(is)
+			if got.Nodes != row.count || strings.Join(is, " ") != row.want || len(got.Conditions) != 4 {
+				t.Errorf("got %s, true: %v", got.Nodes, is)
+			}
+			if c := meta.FindStatusCondition(got.Conditions, v1alpha1.ConditionReady); row.message != "" && c.Message != row.message {
+				t.Errorf("message %q", c.Message)
+			}
+		})
+	}
+}
+
+func TestJudgeIdentity(t *testing.T) {
+	const grace, hour = 15 * time.Minute, time.Hour
+	id := func(mark string) *metav1.PartialObjectMetadata {
+		m := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: "4711", ResourceVersion: "9"}}
+		if mark != "" {
+			m.Annotations = map[string]string{v1alpha1.AnnotationTombstone: mark}
+		}
+		return m
+	}
+	ago := func(d time.Duration) string { return noon.Add(-d).Format(time.RFC3339) }
+	since := func(version string, d time.Duration) unusedSince { return unusedSince{version, noon.Add(-d)} }
+	gone := id("")
+	gone.DeletionTimestamp = &metav1.Time{Time: noon}
+	for _, row := range []struct {
+		name   string
+		m      *metav1.PartialObjectMetadata
+		used   bool
+		before unusedSince
+		want   identityAct
+		then   unusedSince
+	}{
+		{"used", id(""), true, since("9", hour), keep, unusedSince{}},
+		{"unused for the first time", id(""), false, unusedSince{}, keep, since("9", 0)},
+		{"unused for less than the grace", id(""), false, since("9", grace-1), keep, since("9", grace-1)},
+		{"unused for the grace", id(""), false, since("9", grace), bury, since("9", grace)},
+		{"adopted meanwhile: the grace starts again", id(""), false, since("8", hour), keep, since("9", 0)},
+		{"dead for less than the hour", id(ago(hour - time.Second)), false, unusedSince{}, keep, unusedSince{}},
+		{"dead for the hour", id(ago(hour)), false, unusedSince{}, remove, unusedSince{}},
+		{"dead, but somebody uses it", id(ago(hour)), true, unusedSince{}, unearth, unusedSince{}},
+		{"a tombstone that nobody can read", id("yesterday"), false, unusedSince{}, bury, unusedSince{}},
+		{"a tombstone from the far future", id(noon.Add(hour).Format(time.RFC3339)), false, unusedSince{}, bury, unusedSince{}},
+		{"going already", gone, false, since("9", hour), keep, unusedSince{}},
+	} {
+		act, then := judgeIdentity(row.m, row.used, row.before, noon, grace, hour)
+		if act != row.want || then != row.then {
+			t.Errorf("%s: got %v %v, want %v %v", row.name, act, then, row.want, row.then)
+		}
+	}
+}
