@@ -1,15 +1,259 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * This file judges what a pod sends, at ingress of the host's end of its veth
+ * pair, and sends it the shortest way: into the other pod, through the tunnel,
+ * out of an uplink, or to the host's stack.
+ */
 #include "lib/common.h"
 #include "lib/config.h"
-#include "lib/count.h"
+
+#include "lib/antispoof.h"
+#include "lib/conntrack.h"
+#include "lib/deliver.h"
+#include "lib/fragments.h"
+#include "lib/icmp.h"
+#include "lib/nat.h"
+#include "lib/parse.h"
+#include "lib/peers.h"
+#include "lib/policy.h"
+#include "lib/report.h"
+#include "lib/services.h"
+#include "lib/tunnel.h"
+
+/* Below this no path is so narrow that a node's lowered MTU matters. */
+#define ALWAYS_FITS (1280 - 70)
+
+/*
+ * Where a packet to an address that is not this node's goes: through the
+ * tunnel (p->tunnel, p->node) or to the network, as it is or masqueraded. Sets
+ * the destination's identity. Returns 0 or a drop.
+ */
+static __noinline int find_route(struct pkt *p, const struct conn *c)
+{
+	struct peer *peer;
+
+	if (!c && is_service_address(&p->t.daddr))
+		return DROP_NO_SERVICE_BACKEND;
+	peer = peer_of(&p->t.daddr);
+	p->dst_identity = peer_identity(peer);
+	if (peer) {
+		__u32 flags = peer->flags;
+
+		if (flags & PEER_TUNNEL ||
+		    (flags & PEER_NODE && c && p->reply &&
+		     c->flags & CONN_TUNNEL)) {
+			p->tunnel = true;
+			p->node = peer->node;
+			return addr_zero(&p->node) ? DROP_NO_TUNNEL_ENDPOINT : 0;
+		}
+		if (flags & PEER_NATIVE)
+			return 0;
+		if (flags & PEER_LOCAL)
+			return DROP_UNKNOWN_TARGET;
+		if (flags & PEER_CLUSTER)
+			return DROP_NO_TUNNEL_ENDPOINT;
+		if (flags & PEER_NO_MASQUERADE)
+			return 0;
+	}
+	/* Who came from outside sees the address that it spoke to. */
+	p->masquerade = (p->ipv6 ? masquerade_ipv6 : masquerade_ipv4) &&
+			!(c && (p->reply || c->flags & CONN_ANSWERED));
+	return 0;
+}
+
+/* The pod's ICMP error quotes a packet that it got: the connection of that one. */
+static __always_inline struct conn *find_related(struct __sk_buff *skb,
+						 struct pkt *p, __u32 mine,
+						 __u32 other)
+{
+	struct conn *c;
+
+	if (!parse_quoted(skb, p) ||
+	    !addr_equal(&p->q.t.daddr, &p->t.saddr) ||
+	    !addr_equal(&p->q.t.saddr, &p->t.daddr))
+		return NULL;
+	c = flow_find(p, &p->q.t, mine, other);
+	p->reply = !p->reply;
+	p->related = c;
+	return c;
+}
+
+/* Larger than the way allows: the MTU to tell, else 0. */
+static __always_inline __u32 too_big(struct __sk_buff *skb, const struct pkt *p)
+{
+	__u32 len = p->len - ETH_HLEN, mtu = pod_mtu;
+	struct node *n;
+
+	/* A segment to be cut: each piece counts. */
+	if (skb->gso_size)
+		len = p->payload - ETH_HLEN + skb->gso_size;
+	if (p->tunnel && len > ALWAYS_FITS) {
+		n = bpf_map_lookup_elem(&nodes, &p->node);
+		if (n && n->mtu && (__s32)(n->mtu_expires - p->now) > 0) {
+			__u32 inner = n->mtu - ENCAP_LEN;
+
+			if (!addr_is_ipv4(&p->node))
+				inner -= sizeof(struct ipv6hdr) - sizeof(struct iphdr);
+			/* IPv6 knows no narrower link (RFC 8200). */
+			if (p->ipv6 && inner < 1280)
+				inner = 1280;
+			if (inner < mtu)
+				mtu = inner;
+		}
+	}
+	return len > mtu ? mtu : 0;
+}
+
+/* Gives the packet the node's name. Returns 0 or a drop. */
+static __always_inline int masquerade(struct __sk_buff *skb, struct pkt *p,
+				      struct conn *c, __u32 out)
+{
+	int r;
+
+	if (!(c->flags & CONN_MASQUERADED)) {
+		struct device *d = bpf_map_lookup_elem(&devices, &out);
+
+		if (p->error || !nat_can(p))
+			return DROP_UNKNOWN_L4;
+		if (!d)
+			return DROP_NO_MAPPING;
+		p->xlate_addr = p->ipv6 ? d->ipv6 : d->ipv4;
+		if (addr_zero(&p->xlate_addr))
+			return DROP_NO_MAPPING;
+		c->ifindex = out;
+		r = nat_take(skb, &p->t, c, &p->xlate_addr, p->now);
+		if (r)
+			return r;
+	} else if (!p->related && (p->refresh || !(c->flags & CONN_ANSWERED))) {
+		nat_refresh(&p->t, c, p->now);
+	}
+	p->xlate_addr = c->addr;
+	p->xlate_port = c->port;
+	p->event_flags |= EVENT_TRANSLATED;
+	if (p->related)
+		return nat_rewrite_error(skb, p, &p->xlate_addr, p->xlate_port, true);
+	return nat_rewrite(skb, p, &p->xlate_addr, p->xlate_port, true);
+}
+
+static __always_inline int speak(struct __sk_buff *skb, struct pkt *p)
+{
+	__u32 ifindex = skb->ifindex, other, home, out, mtu;
+	struct endpoint *local, *there;	/* this node's; and a pod's */
+	struct pod_interface *pod;
+	struct conn *c = NULL;
+	int r;
+
+	pod = bpf_map_lookup_elem(&pod_interfaces, &ifindex);
+	if (!pod)
+		return DROP_ENDPOINT_NOT_READY;
+	home = pod->id;
+	p->endpoint = pod->id;
+	p->src_identity = pod->identity;
+
+	if (skb->vlan_present)
+		return DROP_NOT_SUPPORTED_L3;
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return from_pod_arp(skb, p, pod);
+	r = parse(skb, p, ETH_HLEN);
+	if (r)
+		return r;
+	r = from_pod_source(skb, p, pod);
+	if (r)
+		return r;
+	if (unlikely(p->fragment)) {
+		r = fragment_ports(p);
+		if (r)
+			return r;
+	}
+	local = bpf_map_lookup_elem(&endpoints, &p->t.daddr);
+	r = from_pod_forbidden(p, local);
+	if (r)
+		return r;
+
+	there = local && !(local->flags & ENDPOINT_HOST) ? local : NULL;
+	other = there ? there->id : home;
+	if (unlikely(p->error))
+		c = find_related(skb, p, home, other);
+	if (likely(!c))
+		c = flow_find(p, &p->t, home, other);
+
+	if (local) {
+		p->dst_identity = there ? there->identity : IDENTITY_HOST;
+	} else if (c && c->flags & CONN_MASQUERADED && !p->reply) {
+		p->dst_identity = IDENTITY_WORLD;
+		p->masquerade = true;
+	} else {
+		r = find_route(p, c);
+		if (r)
+			return r;
+	}
+
+	if (!c) {
+		c = flow_begin(p, home, 0);
+		if (!c)
+			return DROP_CONNTRACK_FULL;
+	}
+	judge_again_if_other(p, c);
+	r = judged(p, c, side_of_sender(p), home);
+	if (r)
+		return r;
+	if (there) {
+		r = judged(p, c, side_of_receiver(p), there->id);
+		if (r)
+			return r;
+	}
+	if (likely(!p->related)) {
+		c = flow_seen(p, c);
+		if (!c)
+			return DROP_CONNTRACK_FULL;
+	}
+
+	if ((local && !there) || c->flags & CONN_STACK)
+		return to_stack(skb, p, MARK_IDENTITY);
+	if (p->ttl <= 1)
+		return answer_ttl_exceeded(skb, p);
+	if (there) {
+		r = hop(skb, p);
+		if (r)
+			return r;
+		return to_local(skb, p, there->ifindex, there->mac, there->host_mac);
+	}
+
+	mtu = too_big(skb, p);
+	if (mtu)
+		return answer_too_big(skb, p, mtu);
+	if (p->tunnel) {
+		r = hop(skb, p);
+		if (r)
+			return r;
+		return encap_to_node(skb, p);
+	}
+
+	out = c->ifindex ?: uplink_towards(skb, p->ipv6, &p->t.saddr, &p->t.daddr);
+	if (!have_redirect_neigh || !out) {
+		/* The stack forwards, to_netdev gives it the node's name. */
+		c->flags |= CONN_STACK;
+		return to_stack(skb, p, MARK_IDENTITY);
+	}
+	r = hop(skb, p);
+	if (r)
+		return r;
+	if (p->masquerade) {
+		r = masquerade(skb, p, c, out);
+		if (r)
+			return r;
+	}
+	return to_wire(skb, p, out, FORWARD_TO_NETWORK);
+}
 
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	count(HOOK_FROM_POD, FORWARD_NOT_OURS, skb->len);
-	return TC_NEXT;
+	struct pkt *p = begin(skb, HOOK_FROM_POD);
+
+	return p ? finish(skb, p, speak(skb, p)) : TC_DROP;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -185,6 +185,8 @@ type MapsFragment struct {
 	Sport uint16
 	Dport uint16
 	Seen  uint32
+	Asker uint8
+	Pad   [3]uint8
 }
 
 type MapsFragmentKey struct {

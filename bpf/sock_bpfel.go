@@ -41,6 +41,7 @@ const (
 	SockProgRecvmsg6     = "recvmsg6"
 	SockProgSendmsg4     = "sendmsg4"
 	SockProgSendmsg6     = "sendmsg6"
+	SockVarHaveSetRetval = "have_set_retval"
 )
 
 // LoadSock returns the embedded CollectionSpec for Sock.
@@ -122,6 +123,7 @@ type SockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockVariableSpecs struct {
+	HaveSetRetval *ebpf.VariableSpec `ebpf:"have_set_retval"`
 }
 
 // SockObjects contains all objects after they have been loaded into the kernel.
@@ -189,6 +191,7 @@ func (m *SockMaps) Close() error {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockVariables struct {
+	HaveSetRetval *ebpf.Variable `ebpf:"have_set_retval"`
 }
 
 // SockPrograms contains all programs after they have been loaded into the kernel.

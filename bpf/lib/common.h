@@ -13,6 +13,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+
 #include "types.h"
 #include "reasons.h"
 #include "maps.h"

@@ -213,6 +213,8 @@ struct fragment {
 	__be16 sport;
 	__be16 dport;
 	__u32 seen;		/* tick */
+	__u8 asker;		/* of an echo: 1 the source, 2 the destination, 0 no echo */
+	__u8 pad[3];
 };
 
 struct service_key {

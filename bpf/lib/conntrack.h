@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * This file remembers connections: one entry each, found from both directions.
+ * Until the other side has spoken it lives in the small table of the pod that
+ * it concerns, where a flood evicts only its own; then it moves to
+ * `conntrack`.
+ *
+ * The order in a program: flow_open() finds or makes the entry, policy judges
+ * it, flow_seen() writes what the packet changed. So a refused packet neither
+ * answers nor refreshes anything.
+ */
+#ifndef KUBE_CILIUM_CONNTRACK_H
+#define KUBE_CILIUM_CONNTRACK_H
+
+#include "packet.h"
+
+/* Ticks between reports of a live flow, unless the agent says otherwise. */
+#define REPORT_INTERVAL 5
+
+static __always_inline bool addr_after(const union addr *a, const union addr *b)
+{
+	__u64 x = bpf_be64_to_cpu(a->d[0]), y = bpf_be64_to_cpu(b->d[0]);
+
+	if (x != y)
+		return x > y;
+	return bpf_be64_to_cpu(a->d[1]) > bpf_be64_to_cpu(b->d[1]);
+}
+
+/* Fills the name of a tuple; returns true when its source is `hi`. */
+static __always_inline bool flow_name(struct flow_key *k, const struct tuple *t)
+{
+	bool hi;
+
+	if (addr_equal(&t->saddr, &t->daddr))
+		hi = bpf_ntohs(t->sport) > bpf_ntohs(t->dport);
+	else
+		hi = addr_after(&t->saddr, &t->daddr);
+	if (hi) {
+		k->lo = t->daddr;
+		k->hi = t->saddr;
+		k->lo_port = t->dport;
+		k->hi_port = t->sport;
+	} else {
+		k->lo = t->saddr;
+		k->hi = t->daddr;
+		k->lo_port = t->sport;
+		k->hi_port = t->dport;
+	}
+	k->proto = t->proto;
+	k->class = FLOW_ORDINARY;
+	if (t->asker)
+		k->class = (t->asker == ASKER_SOURCE) == hi ?
+				   FLOW_ECHO_FROM_HI : FLOW_ECHO_FROM_LO;
+	k->zone = ZONE_DEFAULT;
+	return hi;
+}
+
+/* Nothing was heard for so long that it is another connection now. */
+static __always_inline bool conn_over(const struct conn *c, __u8 proto,
+				      __u32 now)
+{
+	__s32 age = now - c->seen;
+
+	if (c->flags & CONN_CLOSING)
+		return age > LIFETIME_CLOSING;
+	if (!(c->flags & CONN_ANSWERED))
+		return age > LIFETIME_UNANSWERED;
+	if (proto == IPPROTO_TCP)
+		return age > LIFETIME_TCP;
+	return age > LIFETIME_OTHER;
+}
+
+static __always_inline struct conn *unanswered_find(__u32 table,
+						    const struct flow_key *k)
+{
+	void *inner = bpf_map_lookup_elem(&unanswered, &table);
+
+	return inner ? bpf_map_lookup_elem(inner, k) : NULL;
+}
+
+static __always_inline long unanswered_put(__u32 table, const struct flow_key *k,
+					   const struct conn *c, __u64 flags)
+{
+	void *inner = bpf_map_lookup_elem(&unanswered, &table);
+
+	return inner ? bpf_map_update_elem(inner, k, c, flags) : -1;
+}
+
+static __always_inline void unanswered_drop(__u32 table,
+					    const struct flow_key *k)
+{
+	void *inner = bpf_map_lookup_elem(&unanswered, &table);
+
+	if (inner)
+		bpf_map_delete_elem(inner, k);
+}
+
+/*
+ * Looks where a connection with this name may be: among the answered, then in
+ * the tables of the two sides.
+ */
+static __always_inline struct conn *conn_find(const struct flow_key *k,
+					      __u32 a, __u32 b)
+{
+	struct conn *c = bpf_map_lookup_elem(&conntrack, k);
+
+	if (c)
+		return c;
+	c = unanswered_find(a, k);
+	if (!c && b != a)
+		c = unanswered_find(b, k);
+	return c;
+}
+
+/* A SYN on a connection that was closed, or silence: the name is free again. */
+static __always_inline bool conn_ended(const struct conn *c,
+				       const struct pkt *p)
+{
+	if (conn_over(c, p->t.proto, p->now))
+		return true;
+	return c->flags & CONN_CLOSING &&
+	       (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/*
+ * Finds the connection of the tuple, NULL when there is none that lives. mine
+ * is the table of the pod at hand, other that of the pod on the other side or
+ * the same again.
+ */
+static __always_inline struct conn *flow_find(struct pkt *p,
+					      const struct tuple *t,
+					      __u32 mine, __u32 other)
+{
+	struct conn *c;
+
+	p->hi = flow_name(&p->key, t);
+	c = conn_find(&p->key, mine, other);
+	if (!c)
+		return NULL;
+	if (unlikely(conn_ended(c, p))) {
+		bpf_map_delete_elem(&conntrack, &p->key);
+		unanswered_drop(mine, &p->key);
+		unanswered_drop(other, &p->key);
+		return NULL;
+	}
+	p->reply = p->hi != !!(c->flags & CONN_FROM_HI);
+	return c;
+}
+
+/*
+ * Begins a connection in the direction of the packet, in the table of a pod.
+ * NULL: it could not be recorded.
+ */
+static __noinline struct conn *flow_begin(struct pkt *p, __u32 home, __u16 flags)
+{
+	struct conn c = {
+		.seen = p->now,
+		.endpoint = home,
+		.identity = p->src_identity,
+		.flags = flags | (p->hi ? CONN_FROM_HI : 0),
+	};
+	void *table = bpf_map_lookup_elem(&unanswered, &home);
+
+	if (!table || bpf_map_update_elem(table, &p->key, &c, BPF_ANY))
+		return NULL;
+	p->fresh = true;
+	return bpf_map_lookup_elem(table, &p->key);
+}
+
+/* The other side has spoken: from its own small table to that of all. */
+static __noinline struct conn *conn_promote(const struct flow_key *k,
+					    const struct conn *c)
+{
+	struct conn copy = *c;
+	__u32 home = copy.endpoint;
+
+	copy.flags |= CONN_ANSWERED;
+	if (bpf_map_update_elem(&conntrack, k, &copy, BPF_ANY))
+		return NULL;
+	unanswered_drop(home, k);
+	return bpf_map_lookup_elem(&conntrack, k);
+}
+
+/*
+ * Writes what an accepted packet changed, and decides whether it is reported:
+ * the first one, flags not seen before in its direction, the end, and one an
+ * interval. Sets p->refresh when the tick changed or the connection closed:
+ * whoever holds more entries for it touches them now. Returns the entry, which
+ * may have moved, or NULL when it could not.
+ */
+static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
+{
+	__u8 flags = p->tcp_flags;
+
+	p->event_flags |= EVENT_DIRECTION_KNOWN | (p->reply ? EVENT_REPLY : 0);
+	if (unlikely(p->reply && !(c->flags & CONN_ANSWERED))) {
+		c = conn_promote(&p->key, c);
+		if (!c)
+			return NULL;
+		p->report = true;
+	}
+	if (c->seen != p->now) {
+		c->seen = p->now;
+		p->refresh = true;
+	}
+	if (p->fresh || p->now - c->reported >= (p->interval ?: REPORT_INTERVAL))
+		p->report = true;
+	if (p->t.proto == IPPROTO_TCP && p->fragment != FRAGMENT_LATER) {
+		__u8 *seen = p->reply ? &c->tcp_flags[1] : &c->tcp_flags[0];
+
+		if (unlikely(flags & ~*seen)) {
+			*seen |= flags;
+			p->report = true;
+			if (flags & TCP_RST ||
+			    c->tcp_flags[0] & c->tcp_flags[1] & TCP_FIN) {
+				c->flags |= CONN_CLOSING;
+				p->refresh = true;
+			}
+		}
+	}
+	if (p->report)
+		c->reported = p->now;
+	return c;
+}
+
+#endif

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * This file sends packets away: to a pod of this node, to the host's stack,
+ * out of an uplink, or back where they came from. Each sets p->action and
+ * returns a reason.
+ *
+ * A packet that our next program would see again carries MARK_DELIVERED. The
+ * mark never leaves the node: it is wiped when a packet enters another network
+ * namespace, and by to_netdev.
+ */
+#ifndef KUBE_CILIUM_DELIVER_H
+#define KUBE_CILIUM_DELIVER_H
+
+#include "packet.h"
+
+/* A router's duty: one hop less. The caller has seen that there is one left. */
+static __always_inline int hop(struct __sk_buff *skb, const struct pkt *p)
+{
+	if (p->ipv6) {
+		__u8 ttl = p->ttl - 1;
+
+		return bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit),
+					   &ttl, 1, 0) ? DROP_WRITE : 0;
+	} else {
+		void *data = (void *)(long)skb->data;
+		void *end = (void *)(long)skb->data_end;
+		struct iphdr *ip = data + ETH_HLEN;
+		struct {
+			__u8 ttl, proto;
+			__u16 check;
+		} h;
+		__u32 sum;
+
+		if ((void *)(ip + 1) > end)
+			return DROP_WRITE;
+		/* RFC 1624: the word that holds the TTL lost 0x0100. */
+		sum = (__u32)ip->check + bpf_htons(0x0100);
+		h.ttl = ip->ttl - 1;
+		h.proto = ip->protocol;
+		h.check = sum + (sum >= 0xffff);
+		return bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, ttl),
+					   &h, sizeof(h), 0) ? DROP_WRITE : 0;
+	}
+}
+
+/* To the pod behind the interface ifindex. hop() was done or is not due. */
+static __always_inline int to_local(struct __sk_buff *skb, struct pkt *p,
+				    __u32 ifindex, const __u8 *mac,
+				    const __u8 *host_mac)
+{
+	__u8 macs[12];
+
+	__builtin_memcpy(macs, mac, 6);
+	__builtin_memcpy(macs + 6, host_mac, 6);
+	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+		return DROP_WRITE;
+	if (have_redirect_peer) {
+		skb->mark = 0;
+		p->action = bpf_redirect_peer(ifindex, 0);
+	} else {
+		skb->mark = MARK_DELIVERED;
+		p->action = bpf_redirect(ifindex, 0);
+	}
+	return p->action == TC_REDIRECT ? FORWARD_TO_POD : DROP_REDIRECT;
+}
+
+/* Back to the pod that sent it. */
+static __always_inline int send_back(struct __sk_buff *skb, struct pkt *p)
+{
+	skb->mark = MARK_DELIVERED;
+	p->action = bpf_redirect(skb->ifindex, 0);
+	return p->action == TC_REDIRECT ? FORWARD_ANSWERED : DROP_REDIRECT;
+}
+
+/* To the host's stack, which sees who sent it. */
+static __always_inline int to_stack(struct __sk_buff *skb, struct pkt *p,
+				    __u32 magic)
+{
+	skb->mark = mark_of(magic, p->src_identity);
+	p->action = TC_NEXT;
+	return FORWARD_TO_STACK;
+}
+
+/* The uplink towards an address; 0: no route, or it is not for us to say. */
+static __always_inline __u32 uplink_towards(struct __sk_buff *skb, bool ipv6,
+					    const union addr *saddr,
+					    const union addr *daddr)
+{
+	struct bpf_fib_lookup fib = {};
+	long r;
+
+	if (uplink_ifindex)
+		return uplink_ifindex;
+	fib.ifindex = skb->ifindex;
+	if (ipv6) {
+		fib.family = 10;
+		__builtin_memcpy(fib.ipv6_src, saddr, 16);
+		__builtin_memcpy(fib.ipv6_dst, daddr, 16);
+	} else {
+		fib.family = 2;
+		fib.ipv4_src = saddr->w[3];
+		fib.ipv4_dst = daddr->w[3];
+	}
+	r = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	if (r != BPF_FIB_LKUP_RET_SUCCESS && r != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return 0;
+	return fib.ifindex;
+}
+
+/* Out of an uplink; the kernel finds the next hop and its MAC. */
+static __always_inline int to_wire(struct __sk_buff *skb, struct pkt *p,
+				   __u32 ifindex, int reason)
+{
+	skb->mark = MARK_DELIVERED;
+	p->action = bpf_redirect_neigh(ifindex, NULL, 0, 0);
+	return p->action == TC_REDIRECT ? reason : DROP_REDIRECT;
+}
+
+#endif

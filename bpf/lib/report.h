@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * This file is the one end of every packet: finish() counts it, reports it and
+ * gives the program's return code. Drops are always reported, but for a limit
+ * per reason and CPU, so that a flood cannot fill the ring; they are counted
+ * exactly. Traces are sent when conntrack asked for one.
+ */
+#ifndef KUBE_CILIUM_REPORT_H
+#define KUBE_CILIUM_REPORT_H
+
+#include "count.h"
+#include "packet.h"
+
+/* Drop events that one CPU may send for one reason in one tick. */
+#define DROP_EVENTS_PER_TICK 64
+
+static __always_inline __u64 now_ns(void)
+{
+	return have_coarse_clock ? bpf_ktime_get_coarse_ns() :
+				   bpf_ktime_get_ns();
+}
+
+/* The first thing that a program does: a clean sheet. NULL cannot happen. */
+static __always_inline struct pkt *begin(struct __sk_buff *skb, __u8 hook)
+{
+	__u32 zero = 0;
+	struct settings *s = bpf_map_lookup_elem(&live_settings, &zero);
+	struct pkt *p = bpf_map_lookup_elem(&scratch, &zero);
+
+	if (!p)
+		return NULL;
+	__builtin_memset(p, 0, sizeof(*p));
+	p->hook = hook;
+	p->action = TC_NEXT;
+	p->len = skb->len;
+	p->now = now_ns() >> 30;
+	if (s) {
+		p->generation = s->generation;
+		p->interval = s->report_interval;
+	}
+	return p;
+}
+
+static __always_inline bool may_report_drop(__u32 reason, __u32 now)
+{
+	__u32 slot = reason & (REASONS - 1);
+	struct drop_budget *b = bpf_map_lookup_elem(&drop_budgets, &slot);
+
+	if (!b)
+		return false;
+	if (b->tick != now) {
+		b->tick = now;
+		b->left = DROP_EVENTS_PER_TICK;
+	}
+	if (!b->left)
+		return false;
+	b->left--;
+	return true;
+}
+
+static __noinline int report(struct __sk_buff *skb, const struct pkt *p,
+			     __u32 reason, __u32 type)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (!e) {
+		count(p->hook, METRIC_EVENTS_LOST, 0);
+		return 0;
+	}
+	e->time = now_ns();
+	e->type = type;
+	e->reason = reason;
+	e->hook = p->hook;
+	e->flags = p->event_flags | (p->fragment ? EVENT_FRAGMENT : 0);
+	e->proto = p->t.proto;
+	e->tcp_flags = p->tcp_flags;
+	e->icmp_type = p->icmp_type;
+	e->icmp_code = p->icmp_code;
+	e->saddr = p->t.saddr;
+	e->daddr = p->t.daddr;
+	e->xlate_addr = p->xlate_addr;
+	e->sport = p->t.sport;
+	e->dport = p->t.dport;
+	e->xlate_port = p->xlate_port;
+	e->endpoint = p->endpoint;
+	e->src_identity = p->src_identity;
+	e->dst_identity = p->dst_identity;
+	e->ifindex = skb->ifindex;
+	e->length = p->len;
+	e->rule = p->rule;
+	e->pad = 0;
+	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+static __always_inline bool is_drop(int reason)
+{
+	return reason >= DROP_INVALID_SOURCE;
+}
+
+static __always_inline int finish(struct __sk_buff *skb, struct pkt *p,
+				  int reason)
+{
+	count(p->hook, reason, p->len);
+	if (unlikely(is_drop(reason))) {
+		if (may_report_drop(reason, p->now))
+			report(skb, p, reason, EVENT_DROP);
+		else
+			count(p->hook, METRIC_EVENTS_LIMITED, 0);
+		return TC_DROP;
+	}
+	if (p->report || trace_every_packet)
+		report(skb, p, reason, EVENT_TRACE);
+	return p->action;
+}
+
+#endif

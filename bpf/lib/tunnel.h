@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * This file speaks VXLAN: it builds the header itself over IPv4, or gives the
+ * packet to the collect_md device, and takes the header off again. The VNI is
+ * the sender's identity. A device stays up on the port in both cases: NICs and
+ * GRO know the port from it, and it takes what we leave to it.
+ */
+#ifndef KUBE_CILIUM_TUNNEL_H
+#define KUBE_CILIUM_TUNNEL_H
+
+#include "conntrack.h"
+#include "deliver.h"
+#include "peers.h"
+
+#define ECN_MASK 3
+#define ECN_NONE 0
+#define ECN_ECT1 1
+#define ECN_ECT0 2
+#define ECN_CE 3
+
+struct vxlanhdr {
+	__be32 flags;		/* 0x08000000: the VNI is valid */
+	__be32 vni;		/* upper 24 bits */
+};
+
+#define VXLAN_VNI_VALID 0x08000000
+
+struct encap {
+	struct iphdr ip;
+	struct udphdr udp;
+	struct vxlanhdr vxlan;
+	struct ethhdr eth;
+} __attribute__((packed));
+
+_Static_assert(sizeof(struct encap) == ENCAP_LEN, "encap");
+
+/* What may stand in a VNI. */
+static __always_inline bool wire_identity(__u32 identity)
+{
+	return identity >= IDENTITY_MIN_ALLOCATED ||
+	       identity == IDENTITY_REMOTE_NODE || identity == IDENTITY_PENDING;
+}
+
+/* What a sender of this node is called on the wire. */
+static __always_inline __u32 to_wire_identity(__u32 identity)
+{
+	if (identity == IDENTITY_HOST)
+		return IDENTITY_REMOTE_NODE;
+	return identity >= IDENTITY_MIN_ALLOCATED ? identity : IDENTITY_PENDING;
+}
+
+static __always_inline __u16 ip_checksum(const struct iphdr *ip)
+{
+	const __u16 *w = (const void *)ip;
+	__u32 sum = 0;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 10; i++)
+		sum += w[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* The device builds the header: fallback, IPv6 underlay, several uplinks without a route we can ask. */
+static __always_inline int encap_by_device(struct __sk_buff *skb, struct pkt *p,
+					   const union addr *node,
+					   __u32 identity)
+{
+	struct bpf_tunnel_key key = {
+		.tunnel_id = identity,
+		.tunnel_tos = p->tos,
+		.tunnel_ttl = 64,
+	};
+	__u64 flags;
+
+	if (!overlay_ifindex)
+		return DROP_NO_TUNNEL_ENDPOINT;
+	if (addr_is_ipv4(node)) {
+		key.remote_ipv4 = bpf_ntohl(node->w[3]);
+		key.local_ipv4 = bpf_ntohl(node_ipv4.w[3]);
+		flags = BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT;
+	} else {
+		__builtin_memcpy(key.remote_ipv6, node, 16);
+		key.local_ipv6[0] = node_ipv6.w[0];
+		key.local_ipv6[1] = node_ipv6.w[1];
+		key.local_ipv6[2] = node_ipv6.w[2];
+		key.local_ipv6[3] = node_ipv6.w[3];
+		flags = BPF_F_TUNINFO_IPV6;
+	}
+	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
+		return DROP_WRITE;
+	return 0;
+}
+
+/* Sends a pod's packet to the node p->node. hop() was done. Returns a reason. */
+static __noinline int encap_to_node(struct __sk_buff *skb, struct pkt *p)
+{
+	const union addr *node = &p->node;
+	__u32 vni = to_wire_identity(p->src_identity);
+	struct iphdr ip = {};
+	struct encap h = {};
+	__u32 len, hash, out;
+	int r;
+
+	p->event_flags |= EVENT_TUNNEL;
+	if (!encap_in_bpf || !have_redirect_neigh || !addr_is_ipv4(node))
+		goto device;
+	out = uplink_towards(skb, false, (const union addr *)&node_ipv4, node);
+	if (!out)
+		goto device;
+
+	len = skb->len - ETH_HLEN;
+	hash = bpf_get_hash_recalc(skb);
+	ip.version = 4;
+	ip.ihl = 5;
+	ip.tos = p->tos;	/* DSCP and, as RFC 6040 wants it, ECN as they are inside */
+	ip.tot_len = bpf_htons(len + ENCAP_LEN);
+	ip.frag_off = bpf_htons(IP_DF);
+	ip.ttl = 64;
+	ip.protocol = IPPROTO_UDP;
+	ip.saddr = node_ipv4.w[3];
+	ip.daddr = node->w[3];
+	ip.check = ip_checksum(&ip);
+	h.udp.source = bpf_htons(0x8000 | ((hash ^ hash >> 16) & 0x7fff));
+	h.udp.dest = bpf_htons(tunnel_port);
+	h.udp.len = bpf_htons(len + ENCAP_LEN - sizeof(ip));
+	h.vxlan.flags = bpf_htonl(VXLAN_VNI_VALID);
+	h.vxlan.vni = bpf_htonl(vni << 8);
+	h.eth.h_dest[0] = 2;
+	h.eth.h_source[0] = 2;
+	h.eth.h_proto = p->ipv6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+
+	/*
+	 * EALREADY: the frame came out of a tunnel itself. ENOTSUPP: a UDP
+	 * segment that this kernel cannot wrap. Nothing has changed then.
+	 */
+	if (bpf_skb_adjust_room(skb, ENCAP_LEN, BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
+				BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+				BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
+				BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) |
+				BPF_F_ADJ_ROOM_FIXED_GSO))
+		goto device;
+	if (bpf_skb_store_bytes(skb, ETH_HLEN, &h, sizeof(h), 0))
+		return DROP_WRITE;
+	if (p->ipv6) {
+		__be16 proto = bpf_htons(ETH_P_IP);
+
+		if (bpf_skb_store_bytes(skb, 12, &proto, 2, 0))
+			return DROP_WRITE;
+	}
+	return to_wire(skb, p, out, FORWARD_TO_TUNNEL);
+
+device:
+	r = encap_by_device(skb, p, node, vni);
+	if (r)
+		return r;
+	skb->mark = MARK_DELIVERED;
+	p->action = bpf_redirect(overlay_ifindex, 0);
+	return p->action == TC_REDIRECT ? FORWARD_TO_TUNNEL : DROP_REDIRECT;
+}
+
+/*
+ * May the node at `outer` send from the address `inner` with this identity?
+ * The address must be the node's own, or lie where the node's addresses are.
+ * Returns 0 or a drop.
+ */
+static __always_inline int accept_tunnel(const union addr *outer,
+					 const union addr *inner, __u32 vni)
+{
+	struct peer *peer;
+
+	if (!wire_identity(vni))
+		return DROP_INVALID_IDENTITY;
+	peer = peer_of(inner);
+	if (!peer || !addr_equal(&peer->node, outer))
+		return DROP_UNKNOWN_SENDER;
+	/* A host speaks as a host, and nobody else does. */
+	if (!!(peer->flags & PEER_NODE) != (vni == IDENTITY_REMOTE_NODE))
+		return DROP_INVALID_IDENTITY;
+	return 0;
+}
+
+/*
+ * RFC 6040, 4.2: what the inner packet's ECN becomes. Returns the new field or
+ * -1 when the packet must go.
+ */
+static __always_inline int ecn_decap(__u8 outer, __u8 inner)
+{
+	outer &= ECN_MASK;
+	inner &= ECN_MASK;
+	if (outer == ECN_CE)
+		return inner == ECN_NONE ? -1 : ECN_CE;
+	if (outer == ECN_ECT1 && inner == ECN_ECT0)
+		return ECN_ECT1;
+	return inner;
+}
+
+/* Writes p->tos's ECN field. */
+static __always_inline int set_ecn(struct __sk_buff *skb, struct pkt *p, int ecn)
+{
+	__u8 tos = (p->tos & ~ECN_MASK) | ecn;
+
+	if (tos == p->tos)
+		return 0;
+	if (p->ipv6) {
+		__be16 head, old;
+
+		if (bpf_skb_load_bytes(skb, ETH_HLEN, &old, 2))
+			return DROP_WRITE;
+		head = (old & bpf_htons(0xf00f)) | bpf_htons((__u16)tos << 4);
+		if (bpf_skb_store_bytes(skb, ETH_HLEN, &head, 2, 0))
+			return DROP_WRITE;
+	} else {
+		__be16 old = bpf_htons(0x4500 | p->tos);
+		__be16 new = bpf_htons(0x4500 | tos);
+
+		if (bpf_l3_csum_replace(skb, ETH_HLEN + offsetof(struct iphdr, check), old, new, 2) ||
+		    bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, tos), &tos, 1, 0))
+			return DROP_WRITE;
+	}
+	p->tos = tos;
+	return 0;
+}
+
+#endif
