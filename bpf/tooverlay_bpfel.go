@@ -30,6 +30,7 @@ const (
 	ToOverlayMapPeers             = "peers"
 	ToOverlayMapPodInterfaces     = "pod_interfaces"
 	ToOverlayMapPrefixes          = "prefixes"
+	ToOverlayMapScratch           = "scratch"
 	ToOverlayMapServiceNames      = "service_names"
 	ToOverlayMapServices          = "services"
 	ToOverlayMapUnanswered        = "unanswered"
@@ -114,6 +115,7 @@ type ToOverlayMapSpecs struct {
 	Peers         *ebpf.MapSpec `ebpf:"peers"`
 	PodInterfaces *ebpf.MapSpec `ebpf:"pod_interfaces"`
 	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
+	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
@@ -174,6 +176,7 @@ type ToOverlayMaps struct {
 	Peers         *ebpf.Map `ebpf:"peers"`
 	PodInterfaces *ebpf.Map `ebpf:"pod_interfaces"`
 	Prefixes      *ebpf.Map `ebpf:"prefixes"`
+	Scratch       *ebpf.Map `ebpf:"scratch"`
 	ServiceNames  *ebpf.Map `ebpf:"service_names"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
@@ -195,6 +198,7 @@ func (m *ToOverlayMaps) Close() error {
 		m.Peers,
 		m.PodInterfaces,
 		m.Prefixes,
+		m.Scratch,
 		m.ServiceNames,
 		m.Services,
 		m.Unanswered,

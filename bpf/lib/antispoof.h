@@ -28,7 +28,7 @@ static __always_inline bool mac_equal(const __u8 *a, const __u8 *b)
 }
 
 /* ARP from a pod: its own only; the gateway's address is ours to give. */
-static __noinline int from_pod_arp(struct __sk_buff *skb, struct pkt *p,
+static __subprogram int from_pod_arp(struct __sk_buff *skb, struct pkt *p,
 				   const struct pod_interface *pod)
 {
 	struct {
@@ -92,7 +92,7 @@ static __always_inline void link_local_of(union addr *a, const __u8 *mac)
 }
 
 /* Tells the pod the MAC of fe80::1. */
-static __noinline int answer_solicitation(struct __sk_buff *skb, struct pkt *p,
+static __subprogram int answer_solicitation(struct __sk_buff *skb, struct pkt *p,
 					  const struct pod_interface *pod)
 {
 	struct {

@@ -33,7 +33,7 @@ static __always_inline struct conn *arrive_related(struct __sk_buff *skb,
  * Judges the packet for the pod. flags are what a new connection has from the
  * way that it came. Returns 0 or a drop.
  */
-static __noinline int arrive(struct __sk_buff *skb, struct pkt *p,
+static __subprogram int arrive(struct __sk_buff *skb, struct pkt *p,
 			     const struct endpoint *pod, __u16 flags)
 {
 	__u32 home = pod->id;
@@ -57,6 +57,7 @@ static __noinline int arrive(struct __sk_buff *skb, struct pkt *p,
 	r = judged(p, c, side_of_receiver(p), home);
 	if (r)
 		return r;
+	p->stack = c->flags & CONN_STACK;
 	if (!p->related && !flow_seen(p, c))
 		return DROP_CONNTRACK_FULL;
 	return 0;

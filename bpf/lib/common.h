@@ -23,6 +23,9 @@
 #define TC_DROP 2
 #define TC_REDIRECT 7
 
+/* A function of its own in the program: verified and held on the stack apart. */
+#define __subprogram __attribute__((noinline, unused))
+
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define likely(x) __builtin_expect(!!(x), 1)
 

@@ -51,7 +51,7 @@ static __always_inline bool flow_name(struct flow_key *k, const struct tuple *t)
 	if (t->asker)
 		k->class = (t->asker == ASKER_SOURCE) == hi ?
 				   FLOW_ECHO_FROM_HI : FLOW_ECHO_FROM_LO;
-	k->zone = ZONE_DEFAULT;
+	k->zone = t->zone;
 	return hi;
 }
 
@@ -151,7 +151,7 @@ static __always_inline struct conn *flow_find(struct pkt *p,
  * Begins a connection in the direction of the packet, in the table of a pod.
  * NULL: it could not be recorded.
  */
-static __noinline struct conn *flow_begin(struct pkt *p, __u32 home, __u16 flags)
+static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 flags)
 {
 	struct conn c = {
 		.seen = p->now,
@@ -168,7 +168,7 @@ static __noinline struct conn *flow_begin(struct pkt *p, __u32 home, __u16 flags
 }
 
 /* The other side has spoken: from its own small table to that of all. */
-static __noinline struct conn *conn_promote(const struct flow_key *k,
+static __subprogram struct conn *conn_promote(const struct flow_key *k,
 					    const struct conn *c)
 {
 	struct conn copy = *c;

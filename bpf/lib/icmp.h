@@ -48,7 +48,7 @@ static __always_inline int turn_ethernet(struct __sk_buff *skb, __be16 type)
  * the last word of the ICMP header: the MTU, or 0. reason is what the packet
  * is dropped with when the error cannot be made.
  */
-static __noinline int icmp_error(struct __sk_buff *skb, struct pkt *p,
+static __subprogram int icmp_error(struct __sk_buff *skb, struct pkt *p,
 				 __u16 kind, __u32 info, int reason)
 {
 	__u32 head = p->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);

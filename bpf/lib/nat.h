@@ -91,7 +91,7 @@ static __always_inline bool host_uses_port(struct __sk_buff *skb,
  * the source port where it is free and in the range; else probes from a random
  * place. home is the pod's table. Returns 0 or a drop.
  */
-static __noinline int nat_take(struct __sk_buff *skb, const struct tuple *t,
+static __subprogram int nat_take(struct __sk_buff *skb, const struct tuple *t,
 			       struct conn *c, const union addr *addr,
 			       __u32 now)
 {
@@ -124,24 +124,33 @@ static __noinline int nat_take(struct __sk_buff *skb, const struct tuple *t,
 				taken = NULL;
 			}
 		}
-		if (!taken && !host_uses_port(skb, t, addr, bpf_htons(port)) &&
-		    !unanswered_put(zero, &key, &pointer, BPF_NOEXIST)) {
-			c->addr = *addr;
-			c->port = bpf_htons(port);
-			c->flags |= CONN_MASQUERADED;
-			return 0;
+		/* Left over from this very connection, whose entry was evicted. */
+		if (taken && taken->flags & CONN_POINTER &&
+		    taken->port == t->sport &&
+		    addr_equal(&taken->addr, &t->saddr)) {
+			taken->seen = now;
+			taken->flags &= ~CONN_CLOSING;
+			goto found;
 		}
+		if (!taken && !host_uses_port(skb, t, addr, bpf_htons(port)) &&
+		    !unanswered_put(zero, &key, &pointer, BPF_NOEXIST))
+			goto found;
 		port = nat_port_min + (port - nat_port_min + 1 +
 				       bpf_get_prandom_u32() % 61) % range;
 	}
 	return DROP_NO_MAPPING;
+found:
+	c->addr = *addr;
+	c->port = bpf_htons(port);
+	c->flags |= CONN_MASQUERADED;
+	return 0;
 }
 
 /*
  * Keeps the pointer of a masqueraded connection alive as long as the
  * connection, or puts it back when it was evicted. Returns 0 or a drop.
  */
-static __noinline int nat_refresh(const struct tuple *t, const struct conn *c,
+static __subprogram int nat_refresh(const struct tuple *t, const struct conn *c,
 				  __u32 now)
 {
 	struct flow_key key = {};
@@ -219,7 +228,7 @@ static __always_inline long addr_store(struct __sk_buff *skb, __u32 l3,
  * checksums by the difference. A later fragment has no transport header.
  * Returns 0 or DROP_WRITE.
  */
-static __noinline int nat_rewrite(struct __sk_buff *skb, const struct pkt *p,
+static __subprogram int nat_rewrite(struct __sk_buff *skb, const struct pkt *p,
 				  const union addr *addr, __be16 port,
 				  bool source)
 {
@@ -259,7 +268,7 @@ static __noinline int nat_rewrite(struct __sk_buff *skb, const struct pkt *p,
  * and, on the other side of the quoted packet, address and port. The quoted
  * packet's own transport checksum is left: nobody can check it, it is cut.
  */
-static __noinline int nat_rewrite_error(struct __sk_buff *skb,
+static __subprogram int nat_rewrite_error(struct __sk_buff *skb,
 					const struct pkt *p,
 					const union addr *addr, __be16 port,
 					bool source)

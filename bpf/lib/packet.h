@@ -43,7 +43,7 @@ struct tuple {
 	__be16 dport;
 	__u8 proto;
 	__u8 asker;
-	__u16 pad;
+	__u16 zone;	/* enum flow_zone */
 };
 
 enum fragment_kind {
@@ -103,6 +103,7 @@ struct pkt {
 	bool refresh;		/* the connection's other entries are due to be touched */
 	bool masquerade;
 	bool tunnel;		/* goes to, or came from, node */
+	bool stack;		/* the connection crosses the host's stack */
 };
 
 /* One packet is in hand at a time on a CPU in each hook. Private to each program; never pinned. */
@@ -144,6 +145,14 @@ static __always_inline bool addr_link_local(const union addr *a)
 static __always_inline bool addr_multicast6(const union addr *a)
 {
 	return a->b[0] == 0xff;
+}
+
+/* ::1, on either side */
+static __always_inline bool addr_loopback6(const union addr *a, const union addr *b)
+{
+	__u64 one = bpf_cpu_to_be64(1);
+
+	return (!a->d[0] && a->d[1] == one) || (!b->d[0] && b->d[1] == one);
 }
 
 /* The mark that carries an identity through the host's stack. */

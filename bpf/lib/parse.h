@@ -290,7 +290,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct pkt *p, __u32 l3)
  * Reads the head of the packet that an ICMP error quotes. Returns false when
  * it is too short or has no ports: then no connection can be found for it.
  */
-static __noinline bool parse_quoted(struct __sk_buff *skb, struct pkt *p)
+static __subprogram bool parse_quoted(struct __sk_buff *skb, struct pkt *p)
 {
 	struct quoted *q = &p->q;
 	__be16 ports[4];

@@ -58,7 +58,7 @@ static __always_inline bool may_report_drop(__u32 reason, __u32 now)
 	return true;
 }
 
-static __noinline int report(struct __sk_buff *skb, const struct pkt *p,
+static __subprogram int report(struct __sk_buff *skb, const struct pkt *p,
 			     __u32 reason, __u32 type)
 {
 	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);

@@ -12,6 +12,9 @@
 #include "deliver.h"
 #include "peers.h"
 
+/* Linux 6.3; Debian 12's headers are older. */
+#define ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
+
 #define ECN_MASK 3
 #define ECN_NONE 0
 #define ECN_ECT1 1
@@ -95,7 +98,7 @@ static __always_inline int encap_by_device(struct __sk_buff *skb, struct pkt *p,
 }
 
 /* Sends a pod's packet to the node p->node. hop() was done. Returns a reason. */
-static __noinline int encap_to_node(struct __sk_buff *skb, struct pkt *p)
+static __subprogram int encap_to_node(struct __sk_buff *skb, struct pkt *p)
 {
 	const union addr *node = &p->node;
 	__u32 vni = to_wire_identity(p->src_identity);
