@@ -197,6 +197,7 @@ func (d *Datapath) constants(cfg Config) (constants, error) {
 			encap = can && cfg.NodeIPv4.IsValid()
 		}
 	}
+	d.encap = encap
 	only := uint32(0)
 	if len(d.uplinks) == 1 {
 		only = uint32(d.uplinks[0].index)

@@ -98,6 +98,8 @@ type Datapath struct {
 	uplinks []uplink
 	overlay device
 	podMTU  int
+	// encap is true where programs build the VXLAN header.
+	encap bool
 	// stack is true where the host's stack forwards what the programs cannot redirect.
 	stack bool
 	// forwardNote says how the FORWARD chain was dealt with; "" where the stack path is not in use.
@@ -215,6 +217,14 @@ func (d *Datapath) Features() []Feature {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	out := d.kernel.features(d.forbidden())
+	for i := range out {
+		if out[i].Name == string(v1alpha1.FeatureAdjustRoomEncap) && d.cfg != nil && !d.encap {
+			out[i].Using = "VXLAN header built by the device"
+			if d.cfg.Mode == v1alpha1.RoutingNative {
+				out[i].Using = "not in use: native routing"
+			}
+		}
+	}
 	if d.forwardNote != "" {
 		out = append(out, Feature{Name: "ForwardRule", Outcome: Supported, Using: d.forwardNote})
 	}

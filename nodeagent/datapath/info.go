@@ -188,3 +188,14 @@ func tagOf(id uint32) (string, error) {
 	}
 	return info.Tag, nil
 }
+
+// Uplinks are the names of the devices that carry traffic off the node.
+func (d *Datapath) Uplinks() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []string
+	for _, u := range d.uplinks {
+		out = append(out, u.name)
+	}
+	return out
+}
