@@ -52,31 +52,48 @@ func (h *Host) baseImages(ctx context.Context, built build.Binaries) ([]image.Ar
 	return archives, nil
 }
 
-// ourImages builds our images from the source tree. One whose source is not
-// there is passed over; missing says which.
-func (h *Host) ourImages(ctx context.Context, tag string) (archives []image.Archive, missing []error, err error) {
+// ourImages builds our images from the source tree: those of the products, or
+// all. What could not be built is left out and told by the second result.
+func (h *Host) ourImages(ctx context.Context, tag string, products ...string) ([]image.Archive, error) {
 	scratch, err := os.MkdirTemp(h.Cache, "images-")
 	if err != nil {
-		return nil, nil, fmt.Errorf("images: %w", err)
+		return nil, fmt.Errorf("images: %w", err)
 	}
 	defer os.RemoveAll(scratch)
+	var archives []image.Archive
+	var failed []error
 	for _, product := range image.Products() {
-		h.Progress("building image %s", product.Ref(tag))
-		spec, err := product.Spec(ctx, h.Source, scratch, runtime.GOARCH, tag)
-		if errors.Is(err, image.ErrNotThere) {
-			missing = append(missing, err)
+		if len(products) > 0 && !slices.Contains(products, product.Name) {
 			continue
 		}
+		h.Progress("building image %s", product.Ref(tag))
+		spec, err := product.Spec(ctx, h.Source, scratch, runtime.GOARCH, tag)
 		if err != nil {
-			return nil, nil, err
+			failed = append(failed, err)
+			continue
 		}
 		archive, err := image.Keep(h.imageFolder(), runtime.GOARCH, spec)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		archives = append(archives, archive)
 	}
-	return archives, missing, nil
+	return archives, errors.Join(failed...)
+}
+
+// nodeImages are what nodes of this cluster start with besides the base
+// images. A cluster that is not ours needs the demo only; one that is made
+// ready for ours by hand takes what can be built.
+func (h *Host) nodeImages(ctx context.Context, cni string) ([]image.Archive, error) {
+	if cni == CNIBridge {
+		return h.ourImages(ctx, DevTag, "demo")
+	}
+	archives, err := h.ourImages(ctx, DevTag)
+	if err != nil && cni == CNINone && ctx.Err() == nil {
+		h.Progress("left out: %v", err)
+		return archives, nil
+	}
+	return archives, err
 }
 
 // unusedFor is how long an archive stays that no cluster was made of.
@@ -148,12 +165,9 @@ func (h *Host) LoadImages(ctx context.Context, name, tag string) ([]image.Archiv
 	if err != nil {
 		return nil, err
 	}
-	archives, missing, err := h.ourImages(ctx, tag)
+	archives, err := h.ourImages(ctx, tag)
 	if err != nil {
 		return nil, err
-	}
-	for _, m := range missing {
-		h.Progress("left out: %v", m)
 	}
 	for _, n := range state.Nodes {
 		for _, a := range archives {

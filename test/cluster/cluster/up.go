@@ -77,15 +77,9 @@ func (h *Host) Up(ctx context.Context, o Options) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	ours, missing, err := h.ourImages(ctx, DevTag)
-	if err != nil && o.CNI == CNIOurs {
-		return nil, err
-	}
+	ours, err := h.nodeImages(ctx, o.CNI)
 	if err != nil {
-		h.Progress("our images are left out: %v", err)
-	}
-	if o.CNI == CNIOurs && len(missing) > 0 {
-		return nil, fmt.Errorf("--cni ours: %w", errors.Join(missing...))
+		return nil, fmt.Errorf("--cni %s: %w", o.CNI, err)
 	}
 	state, err := h.Store().reserve(o)
 	if err != nil {
