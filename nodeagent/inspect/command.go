@@ -11,8 +11,10 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 
+	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/flow"
 	"github.com/kube-cilium/kube-cilium/internal/maptable"
 	"github.com/kube-cilium/kube-cilium/internal/version"
@@ -195,11 +197,14 @@ func wait() *cobra.Command {
 
 func (p *paths) uninstall() *cobra.Command {
 	var sure bool
+	var files nodeFiles
+	var cgroupRoot, procSysNet string
 	cmd := &cobra.Command{
 		Use:   "uninstall",
-		Short: "Remove every kernel object of ours on this node; its pods lose their network",
-		Long: "Remove every kernel object of ours on this node: programs, maps, the tunnel device, routes and rules.\n" +
-			"The agent must not run, or it would make them again. Pods that run lose their network.",
+		Short: "Remove everything of ours on this node; its pods lose their network",
+		Long: "Remove everything of ours on this node: first the CNI configuration, so that no pod is added any more; then\n" +
+			"programs, maps, the tunnel device, routes and rules; then the plugin and the agent's files. The agent must not\n" +
+			"run, or it would make them again. Pods that run lose their network. What is gone already is no error.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !sure {
@@ -208,10 +213,24 @@ func (p *paths) uninstall() *cobra.Command {
 			if err := agentAway(cmd.Context(), p.socket); err != nil {
 				return err
 			}
-			return datapath.Uninstall(datapath.Options{BPFFS: p.bpffs})
+			if err := files.removeConfiguration(); err != nil {
+				return err
+			}
+			opts := datapath.Options{BPFFS: p.bpffs, CgroupRoot: cgroupRoot, ProcSysNet: procSysNet, Log: logr.Discard()}
+			if err := datapath.Uninstall(opts); err != nil {
+				return err
+			}
+			return files.removeRest()
 		},
 	}
-	cmd.Flags().BoolVar(&sure, "yes", false, "mean it")
+	f := cmd.Flags()
+	f.BoolVar(&sure, "yes", false, "mean it")
+	f.StringVar(&cgroupRoot, "cgroup-root", "/host/sys/fs/cgroup", "the host's cgroup2 mount")
+	f.StringVar(&procSysNet, "proc-sys-net", "/host/proc/sys/net", "the host's /proc/sys/net, writable")
+	f.StringVar(&files.binDir, "cni-bin-dir", "/host/opt/cni/bin", "where the container runtime looks for plugins")
+	f.StringVar(&files.confDir, "cni-conf-dir", "/host/etc/cni/net.d", "where the container runtime looks for configurations")
+	f.StringVar(&files.stateDir, "state-dir", cni.DefaultStateDir, "what the agent keeps across restarts")
+	f.StringVar(&files.socketDir, "socket-dir", cni.DefaultSocketDir, "where the agent's sockets are")
 	return cmd
 }
 

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -420,5 +421,34 @@ func TestWithoutCapabilities(t *testing.T) {
 	}
 	if err := os.Chmod(settings, 0o600); err == nil {
 		t.Error("the mode can be changed through the read-only mount")
+	}
+}
+
+func TestUninstallRemovesOurFilesAndNoOthers(t *testing.T) {
+	root := t.TempDir()
+	f := nodeFiles{filepath.Join(root, "bin"), filepath.Join(root, "conf"), filepath.Join(root, "state"), filepath.Join(root, "none")}
+	for _, file := range []string{"bin/cilium-cni", "bin/loopback", "conf/05-kube-cilium.conflist", "conf/10-other.conf", "state/endpoints/7.json"} {
+		path := filepath.Join(root, file)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // the second time nothing is left to do
+		if err := f.removeConfiguration(); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.removeRest(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(root, "*/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{filepath.Join(root, "bin/loopback"), filepath.Join(root, "conf/10-other.conf")}; !slices.Equal(left, want) {
+		t.Errorf("left are %v, want %v", left, want)
 	}
 }

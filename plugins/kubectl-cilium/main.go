@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command kubectl-cilium is `kubectl cilium`: it says whether the cluster's network is well, shows what the agents
+// made of the cluster's objects, also straight from the kernel, and takes everything away again.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"github.com/kube-cilium/kube-cilium/internal/flow"
+	"github.com/kube-cilium/kube-cilium/plugins/kubectlname"
+)
+
+// Exit codes, as the help says.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// errNotWell ends a verb that has printed what is wrong already.
+var errNotWell = errors.New("the network is not well")
+
+// usageError is a question that makes no sense.
+type usageError struct{ error }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}, kubectlname.Args(os.Args)))
+}
+
+// run is main without the process.
+func run(ctx context.Context, streams genericiooptions.IOStreams, args []string) int {
+	cmd := newRoot(streams)
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(ctx)
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errNotWell):
+		return exitFailed
+	case errors.As(err, &usage):
+		fmt.Fprintf(streams.ErrOut, "error: %s\n", flow.Safe(err.Error()))
+		return exitUsage
+	default:
+		fmt.Fprintf(streams.ErrOut, "error: %s\n", flow.Safe(err.Error()))
+		return exitFailed
+	}
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// parseSelector reads -l.
+func parseSelector(text string) (client.ListOption, error) {
+	s, err := labels.Parse(text)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("-l %q: %w", text, err)}
+	}
+	return client.MatchingLabelsSelector{Selector: s}, nil
+}
+
+// objectNames are the names in a list, sorted.
+func objectNames(list client.ObjectList) []string {
+	var names []string
+	_ = meta.EachListItem(list, func(o runtime.Object) error {
+		if a, err := meta.Accessor(o); err == nil {
+			names = append(names, a.GetName())
+		}
+		return nil
+	})
+	slices.Sort(names)
+	return names
+}

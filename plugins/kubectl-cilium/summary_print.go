@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/internal/flow"
+)
+
+// printSummary writes the cluster's lines, the nodes' table and what is wrong.
+func printSummary(out io.Writer, s *Summary, wide, verbose bool, color colors) error {
+	t := newTable(out, color)
+	t.row("Agent:", s.Agent.Object, color.good(s.Agent.Found && s.Agent.Ready >= s.Agent.Desired && s.Agent.Desired > 0, progress(s.Agent)))
+	t.row("Operator:", s.Operator.Object, color.good(s.Operator.Found && s.Operator.Ready > 0, progress(s.Operator)))
+	t.row("Config:", "ciliumconfig/"+v1alpha1.ConfigName, configLine(s, color))
+	t.row("Nodes:", fmt.Sprintf("%d/%d", s.NodesReady, s.NodesTotal), color.good(s.NodesReady == s.NodesTotal, "ready"))
+	t.row("Routing:", orNone(counts(s.Routing)))
+	t.row("Masquerade:", orNone(counts(s.Masquerade)))
+	t.row("IPAM:", fmt.Sprintf("%d/%d", s.IPAM.Used, s.IPAM.Total), fmt.Sprintf("pod addresses used, %d resting", s.IPAM.Resting))
+	t.row("Endpoints:", strconv.FormatInt(s.Endpoints, 10))
+	t.row("Versions:", orNone(counts(s.Versions)))
+	t.row("Images:", orNone(counts(s.Images)))
+	if err := t.flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(out)
+	if err := printNodes(out, s.Nodes, wide, true, color); err != nil {
+		return err
+	}
+	if verbose {
+		for i := range s.Nodes {
+			if err := printReport(out, &s.Nodes[i]); err != nil {
+				return err
+			}
+		}
+	}
+	printProblems(out, "Errors:", SeverityError, s.Problems, color.red)
+	printProblems(out, "Warnings:", SeverityWarning, s.Problems, color.yellow)
+	return nil
+}
+
+func progress(w Workload) string {
+	if !w.Found {
+		return "not found"
+	}
+	return fmt.Sprintf("%d/%d ready, %d up to date", w.Ready, w.Desired, w.Updated)
+}
+
+func configLine(s *Summary, color colors) string {
+	if !s.ConfigPresent {
+		return "absent: the defaults hold"
+	}
+	var all []string
+	for _, c := range s.ConfigConditions {
+		all = append(all, c.Type+"="+string(c.Status))
+	}
+	if len(all) == 0 {
+		return color.good(false, "no condition yet")
+	}
+	slices.Sort(all)
+	return color.good(meta.IsStatusConditionTrue(s.ConfigConditions, v1alpha1.ConditionReady), strings.Join(all, " "))
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func printNodes(out io.Writer, nodes []NodeSummary, wide, headers bool, color colors) error {
+	t := newTable(out, color)
+	if headers {
+		head := []string{"NODE", "READY", "AGENT", "ADDRESSES", "PREFIXES", "IPAM", "ENDPOINTS", "VERSION"}
+		if wide {
+			head = append(head, "ROUTING", "MASQUERADE", "DEVICES", "POD-MTU", "KERNEL")
+		}
+		t.row(head...)
+	}
+	for _, n := range nodes {
+		row := []string{
+			n.Name, color.good(n.Ready, strconv.FormatBool(n.Ready)), n.Agent, list(n.Addresses), list(n.PodCIDRs),
+			fmt.Sprintf("%d/%d", n.IPAM.Used, n.IPAM.Total), strconv.Itoa(int(n.Endpoints)), orNone(n.AgentVersion),
+		}
+		if wide {
+			row = append(row, orNone(n.Routing), orNone(n.Masquerade), list(n.Devices), orNone(zeroEmpty(int64(n.PodMTU))), orNone(n.Kernel))
+		}
+		t.row(row...)
+	}
+	return t.flush()
+}
+
+func list(all []string) string { return orNone(strings.Join(all, ",")) }
+
+func zeroEmpty(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// printReport writes what one agent says of its kernel, programs, maps and drops.
+func printReport(out io.Writer, n *NodeSummary) error {
+	fmt.Fprintf(out, "\nnode/%s", flow.Safe(n.Name))
+	if n.Report == nil {
+		fmt.Fprintln(out, ": no report yet")
+		return nil
+	}
+	fmt.Fprintf(out, ": kernel %s, %s\n", flow.Safe(orNone(n.Kernel)), flow.Safe(orNone(n.Routing)))
+	printConditions(out, n.Report.Conditions)
+	sections := []struct {
+		title string
+		head  []string
+		rows  [][]string
+	}{
+		{"Kernel features", []string{"FEATURE", "OUTCOME", "USING", "REMARK"}, featureRows(n.Report)},
+		{"Programs", []string{"PROGRAM", "ATTACHED", "AT", "TAG"}, programRows(n.Report)},
+		{"Maps", []string{"MAP", "ENTRIES", "MAX", "FILL", "MEMORY"}, mapRows(n.Report)},
+		{"Pod addresses", []string{"PREFIX", "USED", "RESTING", "TOTAL"}, ipamRows(n.Report)},
+		{"Drops since the datapath was made", []string{"REASON", "HOOK", "PACKETS", "BYTES", "MEANING"}, dropRows(n.Report)},
+	}
+	for _, s := range sections {
+		fmt.Fprintf(out, "  %s:", s.title)
+		if len(s.rows) == 0 {
+			fmt.Fprintln(out, " none")
+			continue
+		}
+		fmt.Fprintln(out)
+		t := newTable(out, colors{})
+		t.indent = "    "
+		t.row(s.head...)
+		for _, r := range s.rows {
+			t.row(r...)
+		}
+		if err := t.flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func printConditions(out io.Writer, all []metav1.Condition) {
+	if len(all) == 0 {
+		return
+	}
+	fmt.Fprintln(out, "  Conditions:")
+	for _, c := range slices.SortedFunc(slices.Values(all), func(a, b metav1.Condition) int { return cmp.Compare(a.Type, b.Type) }) {
+		fmt.Fprintf(out, "    %s\n", flow.Safe(said(&c)))
+	}
+}
+
+func featureRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
+	for _, f := range r.Kernel.Features {
+		rows = append(rows, []string{f.Name, string(f.Outcome), orNone(f.Using), f.Message})
+	}
+	return rows
+}
+
+func programRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
+	for _, p := range r.Programs {
+		rows = append(rows, []string{p.Name, p.Attach, strconv.Itoa(int(p.Devices)), orNone(p.Tag)})
+	}
+	return rows
+}
+
+func mapRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
+	for _, m := range r.Maps {
+		rows = append(rows, []string{m.Name, entries(m.Entries), strconv.FormatInt(m.MaxEntries, 10), fill(m.Entries, m.MaxEntries), bytesText(m.Bytes)})
+	}
+	return rows
+}
+
+func ipamRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
+	for _, u := range r.IPAM {
+		rows = append(rows, []string{u.Prefix, strconv.FormatInt(u.Used, 10), strconv.FormatInt(u.Resting, 10), strconv.FormatInt(u.Total, 10)})
+	}
+	return rows
+}
+
+// dropRows puts the most frequent first.
+func dropRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
+	drops := slices.DeleteFunc(slices.Clone(r.Drops), func(c v1alpha1.PacketCounter) bool { return !c.Dropped })
+	slices.SortStableFunc(drops, func(a, b v1alpha1.PacketCounter) int { return cmp.Compare(b.Packets, a.Packets) })
+	for _, d := range drops {
+		meaning := ""
+		if reason, err := flow.ParseReason(d.Reason); err == nil {
+			meaning = reason.Text()
+		}
+		rows = append(rows, []string{d.Reason, d.Hook, strconv.FormatInt(d.Packets, 10), bytesText(d.Bytes), meaning})
+	}
+	return rows
+}
+
+// entries is "-" where the kernel cannot tell.
+func entries(n int64) string {
+	if n < 0 {
+		return "-"
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+func fill(n, limit int64) string {
+	if n < 0 || limit <= 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d%%", 100*n/limit)
+}
+
+// bytesText is an amount in a unit that leaves up to four digits.
+func bytesText(n int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	value, u := float64(n), 0
+	for value >= 10000 && u < len(units)-1 {
+		value /= 1024
+		u++
+	}
+	return fmt.Sprintf("%.0f %s", value, units[u])
+}
+
+func printProblems(out io.Writer, title string, severity Severity, all []Problem, paint func(string) string) {
+	first := true
+	for _, p := range all {
+		if p.Severity != severity {
+			continue
+		}
+		if first {
+			fmt.Fprintf(out, "\n%s\n", paint(title))
+			first = false
+		}
+		fmt.Fprintf(out, "  %s: %s\n", flow.Safe(p.Object), flow.Safe(p.Message))
+	}
+}
