@@ -157,7 +157,9 @@ func TestOperator(t *testing.T) {
 		return n
 	}
 	nodes := map[string]*corev1.Node{"a": newNode("a"), "b": newNode("b")}
-	cn := func(name string) *v1alpha1.CiliumNode { return &v1alpha1.CiliumNode{ObjectMeta: metav1.ObjectMeta{Name: name}} }
+	cn := func(name string) *v1alpha1.CiliumNode {
+		return &v1alpha1.CiliumNode{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	}
 
 	var all []netip.Prefix
 	for name := range nodes {
