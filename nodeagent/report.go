@@ -158,14 +158,13 @@ func makeReport(o observed, conditions []metav1.Condition, counters bool) v1alph
 		for _, p := range o.datapath.Programs() {
 			s.Programs = append(s.Programs, v1alpha1.ProgramReport{Name: p.Name, Attach: p.Attach, Devices: int32(p.Devices), Tag: p.Tag})
 		}
-		s.PodMTU = int32(o.datapath.PodMTU())
+		s.PodMTU, s.Devices = int32(o.datapath.PodMTU()), o.datapath.Uplinks()
 		if counters {
 			s.Maps, s.Drops = mapReports(o.datapath), drops(o.datapath)
 		}
 	}
 	if o.network.configured {
 		s.Routing, s.Masquerade = routingText(o.network.config, s.Kernel.Features), masqueradeText(o.network.config)
-		s.Devices = devicesOf(o.datapath)
 	}
 	for _, c := range conditions {
 		s.Conditions = append(s.Conditions, *c.DeepCopy())
@@ -308,14 +307,6 @@ func masqueradeText(c datapath.Config) string {
 		return "off"
 	}
 	return strings.Join(on, ", ")
-}
-
-// devicesOf are the uplinks that the datapath found.
-func devicesOf(d *datapath.Datapath) []string {
-	if u, ok := any(d).(interface{ Uplinks() []string }); ok && d != nil {
-		return u.Uplinks()
-	}
-	return nil
 }
 
 // kernelRelease is what uname -r prints.
