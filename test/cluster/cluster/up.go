@@ -339,7 +339,7 @@ func (state *State) apply(ctx context.Context, manifest string) error {
 }
 
 // wait runs a kubectl command that waits by itself. Its error shows the nodes
-// and pods as they were at the end.
+// and pods as they were at the end, and the last that ours said.
 func (state *State) wait(ctx context.Context, args ...string) error {
 	_, err := state.kubectl(ctx, "", append(args, "--timeout="+state.Timeout.String())...)
 	if err == nil {
@@ -348,6 +348,11 @@ func (state *State) wait(ctx context.Context, args ...string) error {
 	shown, showErr := state.kubectl(ctx, "", "get", "nodes,pods", "--all-namespaces", "--output=wide")
 	if showErr != nil {
 		shown = showErr.Error()
+	}
+	if state.CNI == CNIOurs {
+		said, _ := state.kubectl(ctx, "", "logs", "--namespace="+systemNamespace, "--selector=app.kubernetes.io/part-of=kube-cilium",
+			"--all-containers", "--prefix", "--tail=4")
+		shown += "\n" + said
 	}
 	return fmt.Errorf("%w: %w\n%s", ErrNotReady, err, shown)
 }
