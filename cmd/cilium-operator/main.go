@@ -45,23 +45,24 @@ type options struct {
 
 func main() {
 	var o options
-	flag.BoolVar(&o.leaderElect, "leader-elect", false, "act only while holding the Lease cilium-operator")
-	flag.StringVar(&o.namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace of that Lease")
-	flag.StringVar(&o.metrics, "metrics-bind-address", ":9963", "address of /metrics; 0 for none")
-	flag.StringVar(&o.health, "health-socket", runDir+"/health.sock", "UNIX socket of /healthz and /readyz, which `cilium-operator probe healthz` asks")
-	flag.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig, to run outside a pod")
-	flag.BoolVar(&o.verbose, "v", false, "log details")
-	showVersion := flag.Bool("version", false, "print the version")
-	flag.Parse()
+	flags := flag.NewFlagSet(os.Args[0], flag.ExitOnError) // a library of ours defines flags in the common set
+	flags.BoolVar(&o.leaderElect, "leader-elect", false, "act only while holding the Lease cilium-operator")
+	flags.StringVar(&o.namespace, "namespace", os.Getenv("POD_NAMESPACE"), "namespace of that Lease")
+	flags.StringVar(&o.metrics, "metrics-bind-address", ":9963", "address of /metrics; 0 for none")
+	flags.StringVar(&o.health, "health-socket", runDir+"/health.sock", "UNIX socket of /healthz and /readyz, which `cilium-operator probe healthz` asks")
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig, to run outside a pod")
+	flags.BoolVar(&o.verbose, "v", false, "log details")
+	showVersion := flags.Bool("version", false, "print the version")
+	_ = flags.Parse(os.Args[1:]) // ends the process on an error
 
 	var err error
 	switch {
 	case *showVersion:
 		fmt.Println("cilium-operator", version.Version)
-	case flag.Arg(0) == "probe":
-		err = probe(o.health, flag.Arg(1))
-	case flag.NArg() > 0:
-		err = fmt.Errorf("unknown command %q (probe, or none)", flag.Arg(0))
+	case flags.Arg(0) == "probe":
+		err = probe(o.health, flags.Arg(1))
+	case flags.NArg() > 0:
+		err = fmt.Errorf("unknown command %q (probe, or none)", flags.Arg(0))
 	default:
 		err = run(ctrl.SetupSignalHandler(), o)
 	}
