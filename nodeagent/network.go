@@ -104,14 +104,19 @@ const lastObjectsFile = "last-objects.json"
 func (n *Network) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
 	err := n.reconcile(ctx)
 	n.mu.Lock()
+	news := err != nil && (n.inside.err == nil || n.inside.err.Error() != err.Error())
 	n.inside.err = err
 	n.mu.Unlock()
 	switch {
 	case errors.Is(err, errNoPrefix), errors.Is(err, errNoAddress):
-		n.log.Info("waiting", "for", err.Error())
+		if news {
+			n.log.Info("waiting", "for", err.Error())
+		}
 		return ctrl.Result{RequeueAfter: 2 * time.Second}, nil
 	case errors.Is(err, errOtherCNI):
-		n.log.Error(err, "this node is left alone")
+		if news {
+			n.log.Error(err, "this node is left alone")
+		}
 		return ctrl.Result{RequeueAfter: 10 * time.Second}, nil
 	case err != nil:
 		return ctrl.Result{}, err
