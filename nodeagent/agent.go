@@ -155,7 +155,7 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 	}
 	a.metrics = newMetrics(a.observe)
 	a.manager, err = ctrl.NewManager(config, ctrl.Options{
-		Scheme: s, Logger: o.Log,
+		Scheme: s, Logger: o.Log.V(1), // what starts when is for debugging; errors are logged all the same
 		MapperProvider: func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mapper(), nil },
 		Cache: cache.Options{
 			DefaultTransform: strip,

@@ -289,7 +289,7 @@ func routingText(c datapath.Config, features []v1alpha1.FeatureReport) string {
 	}
 	for _, f := range features {
 		if f.Name == string(v1alpha1.FeatureAdjustRoomEncap) && f.Using != "" {
-			return "VXLAN (" + f.Using + ")"
+			return "VXLAN (" + strings.TrimPrefix(f.Using, "VXLAN ") + ")"
 		}
 	}
 	return "VXLAN"
