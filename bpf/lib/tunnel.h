@@ -126,6 +126,7 @@ static __subprogram int encap_to_node(struct __sk_buff *skb, struct pkt *p)
 	ip.saddr = node_ipv4.w[3];
 	ip.daddr = node->w[3];
 	ip.check = ip_checksum(&ip);
+	h.ip = ip;
 	h.udp.source = bpf_htons(0x8000 | ((hash ^ hash >> 16) & 0x7fff));
 	h.udp.dest = bpf_htons(tunnel_port);
 	h.udp.len = bpf_htons(len + ENCAP_LEN - sizeof(ip));
