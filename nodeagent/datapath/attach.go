@@ -154,10 +154,28 @@ func updateLink(l link.Link, info *link.Info, prog *ebpf.Program) error {
 }
 
 func (a *attacher) detachTCX(hook bpf.Hook, dev device) error {
-	return removePin(a.pin(hook, dev.name))
+	return removeLink(a.pin(hook, dev.name))
 }
 
-// removePin drops a pin; when it is the last reference, the kernel detaches.
+// removeLink detaches (Linux 5.9) and unpins. Without the first the kernel would detach some time after the last
+// reference has gone, and a filter in its place would run beside it until then.
+func removeLink(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned link: %w", err)
+	}
+	defer l.Close()
+	// A link whose device is gone is detached already; an older kernel detaches when the pin goes.
+	if err := l.Detach(); err != nil && !errors.Is(err, ebpf.ErrNotSupported) && !errors.Is(err, unix.ENOLINK) {
+		return fmt.Errorf("detach: %w", err)
+	}
+	return removePin(path)
+}
+
+// removePin is for a link that is not on its device any longer.
 func removePin(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -403,7 +421,7 @@ func (a *attacher) attachSocket(name string, at ebpf.AttachType, cgroup string, 
 func (a *attacher) detachSockets() error {
 	var errs []error
 	for name := range bpf.SocketPrograms() {
-		errs = append(errs, removePin(filepath.Join(a.folder, name)))
+		errs = append(errs, removeLink(filepath.Join(a.folder, name)))
 		delete(a.sockets, name)
 	}
 	return errors.Join(errs...)

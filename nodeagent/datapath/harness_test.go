@@ -358,6 +358,8 @@ type prober struct {
 	done       chan struct{}
 	sent, back atomic.Uint64
 	errs       atomic.Uint64
+	// seen is the reader's until done is closed.
+	seen map[uint64]bool
 }
 
 // dial connects from the namespace; -1 is the node's own.
@@ -377,8 +379,7 @@ func (f *fixture) probe(ns netns.NsHandle, to netip.AddrPort) *prober {
 	f.t.Helper()
 	conn, err := f.dial(ns, "udp", to)
 	must(f.t, err)
-	p := &prober{conn: conn, stop: make(chan struct{}), done: make(chan struct{})}
-	seen := map[uint64]bool{}
+	p := &prober{conn: conn, stop: make(chan struct{}), done: make(chan struct{}), seen: map[uint64]bool{}}
 	received := make(chan struct{})
 	go func() {
 		defer close(received)
@@ -392,8 +393,8 @@ func (f *fixture) probe(ns netns.NsHandle, to netip.AddrPort) *prober {
 				p.errs.Add(1)
 				continue
 			}
-			if n == 8 && !seen[binary.BigEndian.Uint64(buf)] {
-				seen[binary.BigEndian.Uint64(buf)] = true
+			if n == 8 && !p.seen[binary.BigEndian.Uint64(buf)] {
+				p.seen[binary.BigEndian.Uint64(buf)] = true
 				p.back.Add(1)
 			}
 		}
@@ -429,6 +430,17 @@ func (p *prober) end() (sent, lost uint64) {
 	return p.sent.Load(), p.sent.Load() - p.back.Load()
 }
 
+// missing are the numbers of those that did not come back.
+func (p *prober) missing() []uint64 {
+	var out []uint64
+	for seq := range p.sent.Load() {
+		if !p.seen[seq] {
+			out = append(out, seq)
+		}
+	}
+	return out
+}
+
 // once is one datagram there and back.
 func (f *fixture) once(ns netns.NsHandle, to netip.AddrPort) error {
 	conn, err := f.dial(ns, "udp", to)
@@ -442,6 +454,18 @@ func (f *fixture) once(ns netns.NsHandle, to netip.AddrPort) error {
 	_ = conn.SetReadDeadline(time.Now().Add(time.Second))
 	_, err = conn.Read(make([]byte, 16))
 	return err
+}
+
+// reach tries for a while: an interface that just came up drops its first packets.
+func (f *fixture) reach(ns netns.NsHandle, to netip.AddrPort) {
+	f.t.Helper()
+	var err error
+	for range 4 {
+		if err = f.once(ns, to); err == nil {
+			return
+		}
+	}
+	f.t.Errorf("no answer from %s: %v", to, err)
 }
 
 // pins lists the pinned paths below the folder.

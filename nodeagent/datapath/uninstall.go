@@ -20,7 +20,7 @@ import (
 // we cannot know who else needs it by now. What is gone already is no error; all is tried, and errors are joined.
 func Uninstall(opts Options) error {
 	folder := Folder(opts.BPFFS)
-	errs := []error{removeFolder(filepath.Join(folder, "links"))}
+	errs := []error{removeLinks(filepath.Join(folder, "links"))}
 	links, err := linkList()
 	if err != nil {
 		errs = append(errs, err)
@@ -34,6 +34,20 @@ func Uninstall(opts Options) error {
 	errs = append(errs, removeAllRoutes())
 	removeForwardRule()
 	errs = append(errs, removeOverlay(), removeFolder(folder))
+	return errors.Join(errs...)
+}
+
+func removeLinks(folder string) error {
+	entries, err := os.ReadDir(folder)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("list links: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if err := removeLink(filepath.Join(folder, e.Name())); err != nil {
+			errs = append(errs, fmt.Errorf("remove link %s: %w", e.Name(), err))
+		}
+	}
 	return errors.Join(errs...)
 }
 

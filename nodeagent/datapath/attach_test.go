@@ -1,0 +1,426 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/bpf"
+)
+
+// tcxOn counts the TCX programs on one side of a device, whoever attached them.
+func tcxOn(t testing.TB, ifindex int, at ebpf.AttachType) int {
+	t.Helper()
+	r, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: at})
+	must(t, err)
+	return len(r.Programs)
+}
+
+// ways says how each hook's stub is on its device: "tcx", "clsact", both or neither.
+func ways(t testing.TB, hooks map[bpf.Hook]device) []string {
+	t.Helper()
+	var out []string
+	for hook, dev := range hooks {
+		at, _ := side(hook)
+		line := hookName(hook) + " " + strings.Repeat("tcx", tcxOn(t, dev.index, at))
+		filters, err := ourFilters(hook, dev)
+		must(t, err)
+		out = append(out, line+strings.Repeat("clsact", len(filters)))
+	}
+	slices.Sort(out)
+	return out
+}
+
+func deviceNamed(t testing.TB, name string) device {
+	t.Helper()
+	l, err := netlink.LinkByName(name)
+	must(t, err)
+	return device{name, l.Attrs().Index}
+}
+
+// Forbidding TCX at run time, and allowing it again, keeps traffic going; each way takes the other off.
+func TestTCXAndClsactTakeTurns(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	p := f.addPod(d, 5)
+	must(t, d.SetPods([]Pod{p}))
+	up, over := deviceNamed(t, "up0"), deviceNamed(t, OverlayDevice)
+	hooks := map[bpf.Hook]device{
+		bpf.MapsHookHOOK_FROM_POD: p.device(), bpf.MapsHookHOOK_TO_POD: p.device(),
+		bpf.MapsHookHOOK_FROM_NETDEV: up, bpf.MapsHookHOOK_TO_NETDEV: up,
+		bpf.MapsHookHOOK_FROM_OVERLAY: over, bpf.MapsHookHOOK_TO_OVERLAY: over,
+	}
+	expect := func(way string) {
+		t.Helper()
+		var want []string
+		for hook := range hooks {
+			want = append(want, hookName(hook)+" "+way)
+		}
+		slices.Sort(want)
+		if got := ways(t, hooks); !slices.Equal(got, want) {
+			t.Errorf("attached %v, want %v", got, want)
+		}
+	}
+	expect("tcx")
+	for _, ip := range p.addrs() {
+		f.echo(f.pods[5], netip.AddrPortFrom(ip, 7000))
+	}
+	probe := f.probe(-1, netip.AddrPortFrom(p.IPv4, 7000))
+	probe6 := f.probe(-1, netip.AddrPortFrom(p.IPv6, 7000))
+	forced := f.config()
+	forced.Forbidden = []v1alpha1.KernelFeature{v1alpha1.FeatureTCX}
+	for range 3 {
+		must(t, d.Configure(t.Context(), forced))
+		expect("clsact")
+		must(t, d.Configure(t.Context(), f.config()))
+		expect("tcx")
+	}
+	for _, one := range []*prober{probe, probe6} {
+		if sent, lost := one.end(); lost != 0 {
+			t.Errorf("lost %d of %d datagrams: numbers %v", lost, sent, one.missing())
+		}
+	}
+	// A restart adopts filters as it adopts links.
+	must(t, d.Configure(t.Context(), forced))
+	before := filterIDs(t, hooks)
+	must(t, d.Close())
+	d = f.start(forced)
+	must(t, d.SetPods([]Pod{p}))
+	if after := filterIDs(t, hooks); !maps.Equal(before, after) {
+		t.Errorf("filters %v, before the restart %v", after, before)
+	}
+	for _, info := range d.Programs() {
+		if info.Name == "from_pod" && (info.Attach != "clsact" || info.Devices != 1) {
+			t.Errorf("program %+v", info)
+		}
+	}
+	must(t, d.RemovePod(5))
+	must(t, Uninstall(f.opts))
+	delete(hooks, bpf.MapsHookHOOK_FROM_OVERLAY) // the device is gone
+	delete(hooks, bpf.MapsHookHOOK_TO_OVERLAY)
+	expect("")
+}
+
+func filterIDs(t testing.TB, hooks map[bpf.Hook]device) map[string]int {
+	t.Helper()
+	out := map[string]int{}
+	for hook, dev := range hooks {
+		filters, err := ourFilters(hook, dev)
+		must(t, err)
+		for _, one := range filters {
+			out[hookName(hook)] = one.Id
+		}
+	}
+	return out
+}
+
+// A new build's programs take the slots; no link and no stub changes.
+func TestOtherConstantsFlipTheSlotsOnly(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	p := f.addPod(d, 5)
+	must(t, d.SetPods([]Pod{p}))
+	before := f.ids()
+	slots := contents[uint32, uint32](t, d, bpf.MapsMapHooks)
+	cfg := f.config()
+	cfg.MTU = 1400
+	must(t, d.Configure(t.Context(), cfg))
+	if d.PodMTU() != 1350 {
+		t.Errorf("pod MTU %d, want 1350", d.PodMTU())
+	}
+	after := f.ids()
+	for pin, id := range before {
+		if strings.HasPrefix(pin, "links/") && !strings.HasSuffix(pin, " program") || strings.HasPrefix(pin, "programs/stub_") {
+			if after[pin] != id {
+				t.Errorf("%s was %d, is %d", pin, id, after[pin])
+			}
+		}
+	}
+	changed := 0
+	for slot, id := range contents[uint32, uint32](t, d, bpf.MapsMapHooks) {
+		if slots[slot] != id {
+			changed++
+		}
+	}
+	if changed == 0 {
+		t.Error("no slot changed")
+	}
+	count := func(pins []string) (n int) {
+		for _, pin := range pins {
+			if strings.HasPrefix(pin, "programs/") {
+				n++
+			}
+		}
+		return n
+	}
+	if n := count(f.pins()); n != 6+6+8 {
+		t.Errorf("%d pinned programs, want one a stub, a slot and a socket hook: %v", n, f.pins())
+	}
+}
+
+// A renamed uplink is not attached to twice.
+func TestRenamedUplink(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	up := deviceNamed(t, "up0")
+	l, err := netlink.LinkByName("up0")
+	must(t, err)
+	must(t, netlink.LinkSetName(l, "wan.7"))
+	t.Cleanup(func() {
+		if l, err := netlink.LinkByName("wan.7"); err == nil {
+			_ = netlink.LinkDel(l)
+		}
+	})
+	must(t, d.refresh(t.Context()))
+	if n := tcxOn(t, up.index, ebpf.AttachTCXIngress); n != 1 {
+		t.Errorf("%d programs on the renamed device", n)
+	}
+	pins := f.pins()
+	if !slices.Contains(pins, "links/from_netdev_wan%2e7") || slices.Contains(pins, "links/from_netdev_up0") {
+		t.Errorf("pins %v", pins)
+	}
+}
+
+// Somebody else's TCX program on the uplink stays, through everything.
+func TestOthersProgramsStay(t *testing.T) {
+	f := newFixture(t)
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "foreign", Type: ebpf.SchedCLS, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+	})
+	must(t, err)
+	defer prog.Close()
+	up := deviceNamed(t, "up0")
+	l, err := link.AttachTCX(link.TCXOptions{Interface: up.index, Program: prog, Attach: ebpf.AttachTCXIngress})
+	must(t, err)
+	defer l.Close()
+	d := f.start(f.config())
+	if n := tcxOn(t, up.index, ebpf.AttachTCXIngress); n != 2 {
+		t.Errorf("%d programs, want theirs and ours", n)
+	}
+	must(t, d.Close())
+	must(t, Uninstall(f.opts))
+	if n := tcxOn(t, up.index, ebpf.AttachTCXIngress); n != 1 {
+		t.Errorf("%d programs, want theirs", n)
+	}
+}
+
+// Uplinks that come, go and change are taken up while the agent runs.
+func TestHotPlug(t *testing.T) {
+	f := newFixture(t)
+	cfg := f.config()
+	cfg.Devices = []string{"up*"}
+	d := f.start(cfg)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- d.Run(ctx) }()
+	defer func() {
+		cancel()
+		must(t, <-done)
+	}()
+	eventually := func(what string, want []string) {
+		t.Helper()
+		for range 100 {
+			if slices.Equal(d.Uplinks(), want) {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		t.Fatalf("%s: uplinks %v, want %v", what, d.Uplinks(), want)
+	}
+	eventually("start", []string{"up0"})
+	f.veth("up1", "eth1", f.outside, nil, nil)
+	eventually("plugged", []string{"up0", "up1"})
+	for range 40 {
+		if d.Health() == nil && len(contents[uint32, bpf.Device](t, d, bpf.MapsMapDevices)) == 2 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if n := tcxOn(t, deviceNamed(t, "up1").index, ebpf.AttachTCXEgress); n != 1 {
+		t.Errorf("%d programs on the new uplink", n)
+	}
+	l, err := netlink.LinkByName("up1")
+	must(t, err)
+	must(t, netlink.LinkSetMTU(l, 1300))
+	for range 100 {
+		if d.PodMTU() == 1250 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if d.PodMTU() != 1250 {
+		t.Errorf("pod MTU %d, want 1250", d.PodMTU())
+	}
+	must(t, netlink.LinkDel(l))
+	eventually("pulled", []string{"up0"})
+	for range 40 {
+		if _, err := os.Lstat(filepath.Join(f.opts.folder(), "links", "from_netdev_up1")); errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Errorf("pins of the device that is gone are left: %v", f.pins())
+}
+
+func TestBondMasterIsTheUplink(t *testing.T) {
+	f := newFixture(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "br0"
+	must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}))
+	br, err := netlink.LinkByName("br0")
+	must(t, err)
+	t.Cleanup(func() { _ = netlink.LinkDel(br) })
+	up, err := netlink.LinkByName("up0")
+	must(t, err)
+	must(t, netlink.LinkSetMaster(up, br)) // the address is still on the port: only the default route says up0
+	got, err := findUplinks(f.config())
+	must(t, err)
+	if len(got) != 1 || got[0].name != "br0" {
+		t.Errorf("uplinks %v, want br0", got)
+	}
+}
+
+func TestNoUplinkIsSaid(t *testing.T) {
+	f := newFixture(t)
+	l, err := netlink.LinkByName("up0")
+	must(t, err)
+	must(t, netlink.LinkDel(l))
+	d := f.open()
+	if err := d.Configure(t.Context(), f.config()); !errors.Is(err, ErrNoUplink) {
+		t.Fatalf("want ErrNoUplink, got %v", err)
+	}
+	p := f.addPod(d, 9) // pods of this node are served all the same
+	f.echo(f.pods[9], netip.AddrPortFrom(p.IPv4, 7000))
+	must(t, d.SetHostAddresses([]netip.Addr{node4}))
+	f.address("lo", node4, 32)
+	defer func() {
+		lo, _ := netlink.LinkByName("lo")
+		_ = netlink.AddrDel(lo, &netlink.Addr{IPNet: ipNet(hostPrefix(node4))})
+	}()
+	f.reach(-1, netip.AddrPortFrom(p.IPv4, 7000))
+}
+
+func TestOverlayDevice(t *testing.T) {
+	f := newFixture(t)
+	foreign := func(port int) netlink.Link {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "theirs"
+		must(t, netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: 7, Port: port}))
+		l, err := netlink.LinkByName("theirs")
+		must(t, err)
+		return l
+	}
+	d := f.open()
+	theirs := foreign(8472)
+	err := d.Configure(t.Context(), f.config())
+	if !errors.Is(err, ErrTunnelPortTaken) || !strings.Contains(err.Error(), "theirs") {
+		t.Fatalf("want ErrTunnelPortTaken naming the device, got %v", err)
+	}
+	must(t, netlink.LinkDel(theirs))
+	must(t, d.Configure(t.Context(), f.config()))
+	first := deviceNamed(t, OverlayDevice)
+	// What can be changed is changed in place; a port cannot.
+	l, err := netlink.LinkByName(OverlayDevice)
+	must(t, err)
+	must(t, netlink.LinkSetMTU(l, 1280))
+	must(t, netlink.LinkSetARPOn(l))
+	must(t, netlink.LinkSetDown(l))
+	must(t, d.refresh(t.Context()))
+	l, err = netlink.LinkByName(OverlayDevice)
+	must(t, err)
+	v := l.(*netlink.Vxlan)
+	if v.Index != first.index || v.MTU != 1500 || v.RawFlags&unix.IFF_NOARP == 0 || v.RawFlags&unix.IFF_UP == 0 || v.Learning {
+		t.Errorf("overlay device %+v", v)
+	}
+	cfg := f.config()
+	cfg.TunnelPort = 4789
+	must(t, d.Configure(t.Context(), cfg))
+	if again := deviceNamed(t, OverlayDevice); again.index == first.index {
+		t.Error("the device has another port but is the same")
+	}
+	if n := tcxOn(t, deviceNamed(t, OverlayDevice).index, ebpf.AttachTCXIngress); n != 1 {
+		t.Errorf("%d programs on the new device", n)
+	}
+	cfg.Mode = v1alpha1.RoutingNative
+	must(t, d.Configure(t.Context(), cfg))
+	if _, err := netlink.LinkByName(OverlayDevice); err == nil {
+		t.Error("the device is there in native routing")
+	}
+	for _, pin := range f.pins() {
+		if strings.Contains(pin, OverlayDevice) {
+			t.Errorf("pin %s is left", pin)
+		}
+	}
+}
+
+func TestUninstallLeavesNothing(t *testing.T) {
+	f := newFixture(t)
+	sysctl := func() string {
+		b, _ := os.ReadFile("/proc/sys/net/ipv4/conf/all/route_localnet")
+		return strings.TrimSpace(string(b))
+	}
+	d := f.start(f.config())
+	p := f.addPod(d, 11)
+	must(t, d.SetRoutes([]Route{{Prefix: netip.MustParsePrefix("10.78.1.0/24")}}))
+	must(t, d.Close())
+	must(t, Uninstall(f.opts))
+	must(t, Uninstall(f.opts)) // twice is no error
+	if _, err := os.Stat(f.opts.folder()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("pins are left: %v", f.pins())
+	}
+	if got := ourRoutesText(t); len(got) != 0 {
+		t.Errorf("routes are left: %v", got)
+	}
+	links, err := linkList()
+	must(t, err)
+	for _, l := range links {
+		if l.Attrs().Name == OverlayDevice {
+			t.Error("the overlay device is left")
+		}
+		for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+			if n := tcxOn(t, l.Attrs().Index, at); n != 0 {
+				t.Errorf("%d programs are left on %s", n, l.Attrs().Name)
+			}
+		}
+		neighbours, err := netlink.NeighList(l.Attrs().Index, netlink.FAMILY_V4)
+		must(t, err)
+		for _, n := range neighbours {
+			if n.State == netlink.NUD_PERMANENT {
+				t.Errorf("neighbour %s is left", n.IP)
+			}
+		}
+	}
+	cg, err := os.Open(f.opts.CgroupRoot)
+	must(t, err)
+	defer cg.Close()
+	for name, at := range bpf.SocketPrograms() {
+		r, err := link.QueryPrograms(link.QueryOptions{Target: int(cg.Fd()), Attach: at})
+		must(t, err)
+		if len(r.Programs) != 0 {
+			t.Errorf("%s is left on the cgroup", name)
+		}
+	}
+	if sysctl() != "0" {
+		t.Error("route_localnet is set")
+	}
+	if _, err := netlink.LinkByName(p.Interface); err != nil {
+		t.Errorf("the pod's interface went too: %v", err)
+	}
+}

@@ -1,0 +1,522 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/bpf"
+)
+
+func TestAddPodBeforeConfigureIsRefused(t *testing.T) {
+	f := newFixture(t)
+	d := f.open()
+	if err := d.AddPod(f.pod(1)); !errors.Is(err, ErrNotConfigured) {
+		t.Fatalf("want ErrNotConfigured, got %v", err)
+	}
+}
+
+func TestPodsThatMakeNoSenseChangeNothing(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	good := f.addPod(d, 4)
+	bad := map[string]func(*Pod){
+		"id 0":         func(p *Pod) { p.ID = 0 },
+		"id too large": func(p *Pod) { p.ID = 4096 },
+		"no interface": func(p *Pod) { p.Interface = "" },
+		"no MAC":       func(p *Pod) { p.MAC = nil },
+		"no address":   func(p *Pod) { p.IPv4, p.IPv6 = netip.Addr{}, netip.Addr{} },
+		"gone":         func(p *Pod) { p.ID, p.Ifindex, p.Interface = 9, 9999, "kc00000000000f" },
+	}
+	before := contents[bpf.Addr, bpf.Endpoint](t, d, bpf.MapsMapEndpoints)
+	for name, spoil := range bad {
+		p := good
+		spoil(&p)
+		if err := d.AddPod(p); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if err := d.SetPods([]Pod{good, good}); err == nil {
+		t.Error("the same id twice: accepted")
+	}
+	if after := contents[bpf.Addr, bpf.Endpoint](t, d, bpf.MapsMapEndpoints); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("endpoints %v, before %v", after, before)
+	}
+}
+
+// 100 pods up and down leave no entry, route, neighbour, pin or table behind.
+func TestAHundredPodsUpAndDown(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	pins := f.pins()
+	var pods []Pod
+	for id := range uint16(100) {
+		pods = append(pods, f.addPod(d, id+1))
+	}
+	if n := len(contents[bpf.Addr, bpf.Endpoint](t, d, bpf.MapsMapEndpoints)); n != 202 {
+		t.Errorf("%d endpoints, want 200 of pods and 2 of the host", n)
+	}
+	for i, p := range pods {
+		if i%2 == 0 { // half of them lose their interface first
+			l, err := netlink.LinkByName(p.Interface)
+			must(t, err)
+			must(t, netlink.LinkDel(l))
+		}
+		must(t, d.RemovePod(p.ID))
+		must(t, d.RemovePod(p.ID)) // again is no error
+	}
+	if n := len(contents[bpf.Addr, bpf.Endpoint](t, d, bpf.MapsMapEndpoints)); n != 2 {
+		t.Errorf("%d endpoints left", n)
+	}
+	if n := len(contents[uint32, bpf.PodInterface](t, d, bpf.MapsMapPodInterfaces)); n != 0 {
+		t.Errorf("%d interfaces left", n)
+	}
+	if ids := d.unansweredIDs(); !slices.Equal(ids, []uint16{0}) {
+		t.Errorf("tables of unanswered flows left: %v", ids)
+	}
+	if got := ourRoutesText(t); len(got) != 0 {
+		t.Errorf("routes left: %v", got)
+	}
+	if after := f.pins(); !slices.Equal(after, pins) {
+		t.Errorf("pins %v, before %v", after, pins)
+	}
+	neighbours, err := netlink.NeighList(0, netlink.FAMILY_ALL)
+	must(t, err)
+	for _, n := range neighbours {
+		if n.State == netlink.NUD_PERMANENT && strings.HasPrefix(n.IP.String(), "10.77.") {
+			t.Errorf("neighbour %s left", n.IP)
+		}
+	}
+}
+
+// An adopted pod that the whole table does not have goes; until the table is given it stays.
+func TestSweepOnlyAfterTheWholeTable(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	stays, goes := f.addPod(d, 21), f.addPod(d, 22)
+	must(t, d.Close())
+	d = f.start(f.config())
+	if n := len(contents[bpf.Addr, bpf.Endpoint](t, d, bpf.MapsMapEndpoints)); n != 6 {
+		t.Errorf("%d endpoints before the table was given", n)
+	}
+	third := f.addPod(d, 23)
+	if n := len(contents[bpf.Addr, bpf.Endpoint](t, d, bpf.MapsMapEndpoints)); n != 8 {
+		t.Errorf("%d endpoints after an addition", n)
+	}
+	must(t, d.SetPods([]Pod{stays, third}))
+	if n := len(contents[bpf.Addr, bpf.Endpoint](t, d, bpf.MapsMapEndpoints)); n != 6 {
+		t.Errorf("%d endpoints after the table", n)
+	}
+	if n := tcxOn(t, goes.Ifindex, ebpf.AttachTCXIngress); n != 0 {
+		t.Errorf("%d programs on the interface of a pod that is gone", n)
+	}
+	if n := tcxOn(t, stays.Ifindex, ebpf.AttachTCXIngress); n != 1 {
+		t.Errorf("%d programs on the interface of a pod that stays", n)
+	}
+}
+
+// A pod that comes back under its id with another interface and address.
+func TestReplacedPod(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	old := f.addPod(d, 31)
+	next := f.pod(32)
+	next.ID = 31
+	must(t, d.AddPod(next))
+	endpoints := contents[bpf.Addr, bpf.Endpoint](t, d, bpf.MapsMapEndpoints)
+	if _, ok := endpoints[bpf.AddrFrom(old.IPv4)]; ok {
+		t.Error("the old address is still an endpoint")
+	}
+	if e := endpoints[bpf.AddrFrom(next.IPv6)]; e.Ifindex != uint32(next.Ifindex) || e.Id != 31 {
+		t.Errorf("endpoint %+v", e)
+	}
+	must(t, d.SetPods([]Pod{next}))
+	if got := ourRoutesText(t); len(got) != 2 {
+		t.Errorf("routes %v", got)
+	}
+}
+
+// What somebody changed by hand is put back.
+func TestTamperingIsRepaired_CVE_2020_8558_CVE_2020_10749(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	p := f.addPod(d, 41)
+	must(t, d.SetPods([]Pod{p}))
+	sysctls := map[string]string{}
+	for _, s := range append(podSettings(p.Interface, true), overlaySettings(true)...) {
+		sysctls[s.path] = s.value
+	}
+	check := func() {
+		t.Helper()
+		for path, want := range sysctls {
+			b, err := os.ReadFile(filepath.Join("/proc/sys/net", path))
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			must(t, err)
+			if got := strings.TrimSpace(string(b)); got != want {
+				t.Errorf("%s is %s, want %s", path, got, want)
+			}
+		}
+		for _, dev := range []string{"all", "default", p.Interface, OverlayDevice, "up0"} {
+			b, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + dev + "/route_localnet")
+			must(t, err)
+			if strings.TrimSpace(string(b)) != "0" {
+				t.Errorf("route_localnet of %s is set", dev)
+			}
+		}
+	}
+	check()
+	must(t, netlink.NeighDel(podNeighbours(p)[0].netlink()))
+	wrong := podNeighbours(p)[1]
+	wrong.mac = net.HardwareAddr{2, 9, 9, 9, 9, 9}
+	must(t, netlink.NeighSet(wrong.netlink()))
+	l, err := netlink.LinkByName(p.Interface)
+	must(t, err)
+	must(t, netlink.LinkSetDown(l)) // its routes go with it
+	for path, value := range sysctls {
+		other := "1"
+		if value == "1" {
+			other = "0"
+		}
+		_ = os.WriteFile(filepath.Join("/proc/sys/net", path), []byte(other), 0) // some cannot be changed back while others stand
+	}
+	must(t, d.refresh(t.Context()))
+	check()
+	if got := ourRoutesText(t); len(got) != 2 {
+		t.Errorf("routes %v", got)
+	}
+	for _, ip := range p.addrs() {
+		f.echo(f.pods[41], netip.AddrPortFrom(ip, 7000))
+		f.reach(-1, netip.AddrPortFrom(ip, 7000))
+	}
+}
+
+func TestMapGrowthKeepsEntries(t *testing.T) {
+	f := newFixture(t)
+	cfg := f.config()
+	d := f.start(cfg)
+	p := f.addPod(d, 51)
+	must(t, d.SetPods([]Pod{p}))
+	f.echo(f.pods[51], netip.AddrPortFrom(p.IPv4, 7000))
+	now, err := tick()
+	must(t, err)
+	entries := map[bpf.FlowKey]bpf.Conn{}
+	for i := range uint16(1000) {
+		k := bpf.FlowKey{Lo: bpf.AddrFrom(p.IPv4), Hi: bpf.AddrFrom(outside4), LoPort: i, HiPort: 80, Proto: unix.IPPROTO_TCP}
+		entries[k] = bpf.Conn{Seen: now, Flags: uint16(bpf.MapsConnFlagsCONN_ANSWERED), Identity: uint32(i)}
+		must(t, d.maps.open[bpf.MapsMapConntrack].Put(k, entries[k]))
+	}
+	inner, err := innerMap(d.maps.open[bpf.MapsMapUnanswered], 51)
+	must(t, err)
+	one := bpf.FlowKey{Lo: bpf.AddrFrom(p.IPv4), Hi: bpf.AddrFrom(outside4), LoPort: 1, HiPort: 1, Proto: unix.IPPROTO_UDP}
+	must(t, inner.Put(one, bpf.Conn{Seen: now}))
+	inner.Close()
+	probe := f.probe(-1, netip.AddrPortFrom(p.IPv4, 7000))
+	for _, size := range []uint32{8192, 65536, 4096} {
+		cfg.ConntrackMax, cfg.UnansweredPerEndpoint = size, size/16
+		must(t, d.Configure(t.Context(), cfg))
+		must(t, d.SetPods([]Pod{p}))
+		m := d.maps.open[bpf.MapsMapConntrack]
+		if m.MaxEntries() != size {
+			t.Errorf("conntrack has room for %d, want %d", m.MaxEntries(), size)
+		}
+		lost := 0
+		for k, want := range entries {
+			var got bpf.Conn
+			if err := m.Lookup(k, &got); err != nil || got.Identity != want.Identity {
+				lost++
+			}
+		}
+		if lost != 0 {
+			t.Errorf("growth to %d lost %d of %d connections", size, lost, len(entries))
+		}
+		inner, err := innerMap(d.maps.open[bpf.MapsMapUnanswered], 51)
+		must(t, err)
+		if inner.MaxEntries() != size/16 {
+			t.Errorf("table of unanswered flows has room for %d, want %d", inner.MaxEntries(), size/16)
+		}
+		var c bpf.Conn
+		if err := inner.Lookup(one, &c); err != nil {
+			t.Errorf("unanswered flow is lost: %v", err)
+		}
+		inner.Close()
+		// The programs use the new one: its number is what they were loaded with.
+		if !usesMap(t, d, bpf.MapsHookHOOK_FROM_POD, m) && !usesMap(t, d, bpf.MapsHookHOOK_TO_POD, m) {
+			t.Log("no pod program names the connection table")
+		}
+	}
+	if sent, lost := probe.end(); lost != 0 {
+		t.Errorf("lost %d of %d datagrams", lost, sent)
+	}
+}
+
+func usesMap(t testing.TB, d *Datapath, hook bpf.Hook, m *ebpf.Map) bool {
+	t.Helper()
+	var id uint32
+	must(t, d.maps.open[bpf.MapsMapHooks].Lookup(uint32(hook), &id))
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	must(t, err)
+	defer prog.Close()
+	info, err := prog.Info()
+	must(t, err)
+	ids, _ := info.MapIDs()
+	mi, err := m.Info()
+	must(t, err)
+	want, _ := mi.ID()
+	return slices.Contains(ids, want)
+}
+
+func conn(flags bpf.MapsConnFlags, seen uint32) bpf.Conn {
+	return bpf.Conn{Flags: uint16(flags), Seen: seen}
+}
+
+func TestOver(t *testing.T) {
+	const answered, closing = bpf.MapsConnFlagsCONN_ANSWERED, bpf.MapsConnFlagsCONN_CLOSING
+	for _, tc := range []struct {
+		name  string
+		conn  bpf.Conn
+		proto uint8
+		now   uint32
+		over  bool
+	}{
+		{"a SYN just now", conn(0, 1000), unix.IPPROTO_TCP, 1000, false},
+		{"a SYN nobody answered", conn(0, 1000), unix.IPPROTO_TCP, 1061, true},
+		{"an established connection idle for an hour", conn(answered, 1000), unix.IPPROTO_TCP, 4600, false},
+		{"and for a day", conn(answered, 1000), unix.IPPROTO_TCP, 87400, true},
+		{"closed", conn(answered|closing, 1000), unix.IPPROTO_TCP, 1011, true},
+		{"a datagram nobody answered", conn(0, 1000), unix.IPPROTO_UDP, 1059, false},
+		{"a dialogue of datagrams", conn(answered, 1000), unix.IPPROTO_UDP, 1119, false},
+		{"that ended", conn(answered, 1000), unix.IPPROTO_UDP, 1121, true},
+		{"seen a tick after the clock was read", conn(0, 1001), unix.IPPROTO_UDP, 1000, false},
+		{"the clock went round", conn(0, 0xfffffff0), unix.IPPROTO_UDP, 10, false},
+	} {
+		if got := over(tc.conn, tc.proto, tc.now); got != tc.over {
+			t.Errorf("%s: over is %v", tc.name, got)
+		}
+	}
+}
+
+func TestRenamedIsItsOwnInverse(t *testing.T) {
+	pod, nat, world := bpf.AddrFrom(netip.MustParseAddr("10.77.0.9")), bpf.AddrFrom(node4), bpf.AddrFrom(netip.MustParseAddr("100.64.0.1"))
+	for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP} {
+		k := bpf.FlowKey{Lo: pod, LoPort: networkOrder(4000), Hi: world, HiPort: networkOrder(53), Proto: proto}
+		if isEcho(proto) {
+			k.HiPort, k.Class = k.LoPort, uint8(bpf.MapsFlowClassFLOW_ECHO_FROM_LO)
+		}
+		p := pointerOf(k, bpf.Conn{Addr: nat, Port: networkOrder(33000)})
+		if p.Lo != world || p.Hi != nat || p.HiPort != networkOrder(33000) {
+			t.Errorf("protocol %d: pointer %+v", proto, p)
+		}
+		if isEcho(proto) && (p.LoPort != p.HiPort || p.Class != uint8(bpf.MapsFlowClassFLOW_ECHO_FROM_HI)) {
+			t.Errorf("echo: pointer %+v", p)
+		}
+		if back := renamed(p, true, flowSide{pod, networkOrder(4000)}); back != k {
+			t.Errorf("protocol %d: %+v, want %+v", proto, back, k)
+		}
+	}
+}
+
+func TestCollectorTakesWhatIsOver(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	p, leaves := f.addPod(d, 61), f.addPod(d, 62)
+	now, err := tick()
+	must(t, err)
+	const answered, masq, pointer = bpf.MapsConnFlagsCONN_ANSWERED, bpf.MapsConnFlagsCONN_MASQUERADED, bpf.MapsConnFlagsCONN_POINTER
+	world := netip.MustParseAddr("203.0.113.9")
+	key := func(a netip.Addr, port uint16) bpf.FlowKey {
+		return bpf.FlowKey{Lo: bpf.AddrFrom(a), LoPort: networkOrder(port), Hi: bpf.AddrFrom(world), HiPort: networkOrder(443), Proto: unix.IPPROTO_TCP}
+	}
+	ct := d.maps.open[bpf.MapsMapConntrack]
+	alive, dead, departed := key(p.IPv4, 1), key(p.IPv4, 2), key(leaves.IPv4, 3)
+	deadConn := conn(answered|masq, now-100000)
+	deadConn.Addr, deadConn.Port = bpf.AddrFrom(node4), networkOrder(40000)
+	departedConn := conn(answered|masq, now)
+	departedConn.Addr, departedConn.Port = bpf.AddrFrom(node4), networkOrder(40001)
+	must(t, ct.Put(alive, conn(answered, now)))
+	must(t, ct.Put(dead, deadConn))
+	must(t, ct.Put(departed, departedConn))
+	must(t, ct.Put(pointerOf(dead, deadConn), conn(answered|pointer, now)))
+	must(t, ct.Put(pointerOf(departed, departedConn), conn(answered|pointer, now)))
+	// A connection of the host that has taken the name since is no pointer.
+	other := deadConn
+	other.Port = networkOrder(40002)
+	host := pointerOf(dead, other)
+	must(t, ct.Put(host, conn(answered, now)))
+	inner, err := innerMap(d.maps.open[bpf.MapsMapUnanswered], 61)
+	must(t, err)
+	defer inner.Close()
+	must(t, inner.Put(key(p.IPv4, 9), conn(0, now-61)))
+	must(t, inner.Put(key(p.IPv4, 10), conn(0, now)))
+	must(t, d.RemovePod(62))
+	removed, err := d.collect(t.Context())
+	must(t, err)
+	left := contents[bpf.FlowKey, bpf.Conn](t, d, bpf.MapsMapConntrack)
+	for k := range left {
+		if k != alive && k != host {
+			t.Errorf("left: %+v", k)
+		}
+	}
+	if len(left) != 2 || removed < 3 {
+		t.Errorf("%d left, %d removed", len(left), removed)
+	}
+	var c bpf.Conn
+	if err := inner.Lookup(key(p.IPv4, 9), &c); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Errorf("an old unanswered flow is left: %v", err)
+	}
+	must(t, inner.Lookup(key(p.IPv4, 10), &c))
+	for _, m := range d.Maps() {
+		if m.Name == bpf.MapsMapConntrack && m.Entries < 2 {
+			t.Errorf("conntrack's fill is %d", m.Entries)
+		}
+		if m.Bytes == 0 {
+			t.Errorf("map %s has no size", m.Name)
+		}
+	}
+}
+
+func TestProbes(t *testing.T) {
+	f := newFixture(t)
+	d := f.open()
+	for _, p := range d.Features() {
+		t.Logf("%-22s %-12s %s (%v)", p.Name, p.Outcome, p.Using, p.Err)
+		if p.Outcome == Unknown {
+			t.Errorf("%s: the probe could not tell: %v", p.Name, p.Err)
+		}
+		if p.Outcome == Unsupported && kernelAtLeast(t, 6, 6) {
+			t.Errorf("%s: a kernel of 6.6 has it: %v", p.Name, p.Err)
+		}
+	}
+	cfg := f.config()
+	cfg.Forbidden = []v1alpha1.KernelFeature{v1alpha1.FeatureRedirectPeer, v1alpha1.FeatureSocketLoadBalancing, v1alpha1.FeatureAdjustRoomEncap}
+	must(t, d.Configure(t.Context(), cfg))
+	for _, p := range d.Features() {
+		forbidden := slices.Contains(cfg.Forbidden, v1alpha1.KernelFeature(p.Name))
+		if forbidden != (p.Outcome == Forbidden) || forbidden != errors.Is(p.Err, ErrForbidden) {
+			t.Errorf("%s: %s %v", p.Name, p.Outcome, p.Err)
+		}
+	}
+	for _, info := range d.Programs() {
+		if info.Attach == "cgroup" {
+			t.Errorf("%s is attached although it is forbidden", info.Name)
+		}
+	}
+	cfg.Encapsulation = v1alpha1.EncapsulationBPF
+	if err := d.Configure(t.Context(), cfg); !errors.Is(err, ErrNotSupported) {
+		t.Errorf("want ErrNotSupported, got %v", err)
+	}
+	cfg = f.config()
+	must(t, d.Configure(t.Context(), cfg))
+	sockets := 0
+	for _, info := range d.Programs() {
+		if info.Attach == "cgroup" {
+			sockets++
+		}
+	}
+	if sockets != len(bpf.SocketPrograms()) {
+		t.Errorf("%d socket programs, want %d", sockets, len(bpf.SocketPrograms()))
+	}
+}
+
+func kernelAtLeast(t testing.TB, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	must(t, unix.Uname(&u))
+	var a, b int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b)
+	must(t, err)
+	return a > major || a == major && b >= minor
+}
+
+// What could not be told is asked again; yes and no are not.
+func TestUnknownIsNotRemembered(t *testing.T) {
+	k := &kernel{known: map[v1alpha1.KernelFeature]error{}}
+	asked := 0
+	answer := errors.New("interrupted")
+	p := probe{name: "X", run: func() error { asked++; return answer }}
+	for range 2 {
+		if err := k.ask(p); !errors.Is(err, answer) {
+			t.Fatal(err)
+		}
+	}
+	if asked != 2 {
+		t.Errorf("asked %d times, want 2", asked)
+	}
+	answer = ErrNotSupported
+	for range 2 {
+		if err := k.ask(p); !errors.Is(err, ErrNotSupported) {
+			t.Fatal(err)
+		}
+	}
+	if asked != 3 {
+		t.Errorf("asked %d times, want 3", asked)
+	}
+}
+
+func TestClearRefusals(t *testing.T) {
+	f := newFixture(t)
+	opts := f.opts
+	opts.BPFFS = t.TempDir()
+	if _, err := Open(opts); !errors.Is(err, ErrNoBPFFS) {
+		t.Errorf("want ErrNoBPFFS, got %v", err)
+	}
+	opts = f.opts
+	opts.CgroupRoot = t.TempDir()
+	if _, err := Open(opts); !errors.Is(err, ErrNoCgroup2) {
+		t.Errorf("want ErrNoCgroup2, got %v", err)
+	}
+}
+
+// The stack's way: without redirects the host forwards, with one rule where a firewall would stop it.
+func TestStackPath(t *testing.T) {
+	f := newFixture(t)
+	cfg := f.config()
+	cfg.Forbidden = []v1alpha1.KernelFeature{v1alpha1.FeatureRedirectNeigh, v1alpha1.FeatureRedirectPeer}
+	read := func(path string) string {
+		b, err := os.ReadFile("/proc/sys/net/" + path)
+		must(t, err)
+		return strings.TrimSpace(string(b))
+	}
+	must(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0))
+	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("0"), 0))
+	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/up0/accept_ra", []byte("1"), 0))
+	d := f.start(f.config())
+	if read("ipv4/ip_forward") != "0" {
+		t.Error("forwarding was switched on without need")
+	}
+	must(t, d.Configure(t.Context(), cfg))
+	if read("ipv4/ip_forward") != "1" || read("ipv6/conf/all/forwarding") != "1" {
+		t.Error("the stack does not forward")
+	}
+	if got := read("ipv6/conf/up0/accept_ra"); got != "2" {
+		t.Errorf("accept_ra of the uplink is %s: the host would lose its default route", got)
+	}
+	note := ""
+	for _, p := range d.Features() {
+		if p.Name == "ForwardRule" {
+			note = p.Using
+		}
+	}
+	if note == "" {
+		t.Error("nothing is said of the FORWARD rule")
+	}
+	t.Log(note)
+	must(t, d.Configure(context.Background(), f.config()))
+	time.Sleep(10 * time.Millisecond)
+}
