@@ -44,8 +44,8 @@ const (
 const restPoll = 5 * time.Second
 
 // CiliumNodes keeps one CiliumNode per Node, with prefixes. All nodes are decided in one pass, one at a time, because
-// no two may get the same prefix. It writes the spec, the finalizer and the condition PrefixesAssigned; all other
-// status is the agent's.
+// no two may get the same prefix. What was decided stands in the ledger before it stands anywhere else. It writes the
+// spec and the condition PrefixesAssigned; all other status is the agent's.
 type CiliumNodes struct {
 	client.Client
 	// Live reads past the cache: a prefix is never cut from a list that may be old.
@@ -66,6 +66,7 @@ func (r *CiliumNodes) SetupWithManager(mgr ctrl.Manager) error {
 	}}
 	b := ctrl.NewControllerManagedBy(mgr).
 		Named("ciliumnodes").
+		Watches(&corev1.ConfigMap{}, wholeCluster). // the ledger alone: see CacheOptions
 		Watches(&corev1.Node{}, wholeCluster, builder.WithPredicates(moved)).
 		Watches(&v1alpha1.CiliumNode{}, wholeCluster).
 		Watches(&v1alpha1.CiliumConfig{}, wholeCluster, builder.WithPredicates(predicate.GenerationChangedPredicate{}))
@@ -89,22 +90,19 @@ func (r *CiliumNodes) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Resul
 		return ctrl.Result{}, err
 	}
 	plan := planNodes(w)
-	if plan.cuts {
+	if !plan.ledger.equal(w.ledger) {
 		// Another operator, or this one a moment ago, may have written what the cache does not show yet.
 		if w, err = r.look(ctx, r.Live); err != nil {
 			return ctrl.Result{}, err
 		}
 		plan = planNodes(w)
+		if err := r.writeLedger(ctx, w, plan.ledger); err != nil {
+			return ctrl.Result{}, err
+		}
 	}
-	errs := []error{}
-	for _, cn := range plan.release {
-		errs = append(errs, r.release(ctx, cn))
-	}
+	var errs []error
 	for _, cn := range plan.gone {
 		errs = append(errs, r.remove(ctx, cn))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return ctrl.Result{}, err // before writing: a revived node's object has to be gone
 	}
 	for _, d := range plan.write {
 		errs = append(errs, r.write(ctx, d))
@@ -122,6 +120,11 @@ type nodeWorld struct {
 	ciliumNodes []v1alpha1.CiliumNode
 	spec        v1alpha1.CiliumConfigSpec
 	services    []netip.Prefix
+	ledger      ledger
+	// ledgerObject is what the ledger was read from, nil where there is none yet.
+	ledgerObject *corev1.ConfigMap
+	// version of the list of CiliumNodes: what was absent from it was deleted before.
+	version string
 	// confirmed is agent's node -> resourceVersion up to which it has seen CiliumNodes; "" for one that is alive and
 	// has not said. Agents that are not alive are absent.
 	confirmed       map[string]string
@@ -137,7 +140,14 @@ func (r *CiliumNodes) look(ctx context.Context, reader client.Reader) (nodeWorld
 		cidrs   networkingv1.ServiceCIDRList
 		reports v1alpha1.CiliumNodeReportList
 		leases  coordinationv1.LeaseList
+		book    corev1.ConfigMap
 	)
+	switch err := reader.Get(ctx, ledgerKey, &book); {
+	case err == nil:
+		w.ledgerObject, w.ledger = &book, readLedger(book.Data)
+	case client.IgnoreNotFound(err) != nil:
+		return w, fmt.Errorf("get ConfigMap %s: %w", ledgerKey, err)
+	}
 	if err := reader.List(ctx, &cns); err != nil {
 		return w, fmt.Errorf("list CiliumNodes: %w", err)
 	}
@@ -158,7 +168,7 @@ func (r *CiliumNodes) look(ctx context.Context, reader client.Reader) (nodeWorld
 	if err := r.List(ctx, &leases, client.InNamespace(v1alpha1.AgentLeaseNamespace)); err != nil {
 		return w, fmt.Errorf("list leases: %w", err)
 	}
-	w.nodes, w.ciliumNodes, w.spec = nodes.Items, cns.Items, config.Spec
+	w.nodes, w.ciliumNodes, w.spec, w.version = nodes.Items, cns.Items, config.Spec, cns.ResourceVersion
 	for _, c := range cidrs.Items {
 		w.services = append(w.services, parsePrefixes(c.Spec.CIDRs)...)
 	}
@@ -187,17 +197,16 @@ type desiredNode struct {
 
 // nodePlan is what has to be done, in this order.
 type nodePlan struct {
-	release []*v1alpha1.CiliumNode // take our finalizer away
+	ledger  ledger
 	gone    []*v1alpha1.CiliumNode // delete: their Node is not there
 	write   []desiredNode
 	desired []desiredNode // every node, for its condition
 	requeue time.Duration // 0: not needed
-	cuts    bool          // a new prefix is among it
 }
 
 // planNodes depends on nothing but what it is given.
 func planNodes(w nodeWorld) nodePlan {
-	var plan nodePlan
+	plan := nodePlan{ledger: ledger{}}
 	demand := ipam.Demand{Pools: poolsOf(&w.spec), Held: map[string][]netip.Prefix{}, Avoid: slices.Clone(w.services)}
 	nodes := map[string]*corev1.Node{}
 	for i := range w.nodes {
@@ -209,61 +218,54 @@ func planNodes(w nodeWorld) nodePlan {
 	existing := map[string]*v1alpha1.CiliumNode{}
 	for i := range w.ciliumNodes {
 		cn := &w.ciliumNodes[i]
-		prefixes := parsePrefixes(cn.Spec.PodCIDRs)
-		_, wanted := nodes[cn.Name]
-		switch {
-		case cn.DeletionTimestamp == nil:
-			demand.Held[cn.Name] = prefixes
-			existing[cn.Name] = cn
-			if !wanted {
-				plan.gone = append(plan.gone, cn)
-			}
-		case wanted && slices.Equal(cn.Finalizers, []string{v1alpha1.FinalizerPrefixRest}):
-			// The Node lives, or came back under its name: it gets its prefixes back, on a new object.
-			plan.release = append(plan.release, cn)
-			demand.Held[cn.Name] = prefixes
-		default:
-			demand.Resting = append(demand.Resting, prefixes...)
-			over, wait := restOver(w, cn)
-			if over {
-				plan.release = append(plan.release, cn)
-			} else if plan.requeue == 0 || wait < plan.requeue {
+		existing[cn.Name] = cn
+		if nodes[cn.Name] == nil && cn.DeletionTimestamp == nil {
+			plan.gone = append(plan.gone, cn)
+		}
+		if _, known := w.ledger[cn.Name]; !known { // the ledger was lost: what nodes have is kept
+			demand.Held[cn.Name] = parsePrefixes(cn.Spec.PodCIDRs)
+		}
+	}
+	for name, e := range w.ledger {
+		if nodes[name] != nil || existing[name] != nil {
+			demand.Held[name] = e.prefixes // of a node that came back under its name, too
+			continue
+		}
+		if e.freed.IsZero() {
+			e.freed, e.after = w.now, w.version
+		}
+		if over, wait := restOver(w, name, e); !over {
+			demand.Resting = append(demand.Resting, e.prefixes...)
+			plan.ledger[name] = e
+			if plan.requeue == 0 || wait < plan.requeue {
 				plan.requeue = wait
 			}
 		}
 	}
 	got := ipam.Assign(demand)
+	for name, prefixes := range got.Prefixes {
+		if len(prefixes) > 0 {
+			plan.ledger[name] = entry{prefixes: prefixes}
+		}
+	}
 	for _, n := range w.nodes {
 		d := desiredNode{node: nodes[n.Name], existing: existing[n.Name], problem: got.Problems[n.Name]}
 		for _, p := range got.Prefixes[n.Name] {
 			d.prefixes = append(d.prefixes, p.String())
 		}
+		plan.desired = append(plan.desired, d)
 		switch {
-		case d.existing == nil:
-			plan.cuts = true
-			if slices.ContainsFunc(w.ciliumNodes, func(c v1alpha1.CiliumNode) bool {
-				return c.Name == n.Name && !slices.Equal(c.Finalizers, []string{v1alpha1.FinalizerPrefixRest})
-			}) {
-				continue // somebody else's finalizer holds the old object
-			}
-			plan.write = append(plan.write, d)
-		case !slices.Equal(d.existing.Spec.PodCIDRs, d.prefixes):
-			plan.cuts = true
-			plan.write = append(plan.write, d)
-		case !slices.Contains(d.existing.Finalizers, v1alpha1.FinalizerPrefixRest), !ownedBy(d.existing, d.node):
+		case d.existing != nil && d.existing.DeletionTimestamp != nil: // comes again when it is gone
+		case d.existing == nil, !slices.Equal(d.existing.Spec.PodCIDRs, d.prefixes), !ownedBy(d.existing, d.node):
 			plan.write = append(plan.write, d)
 		}
-		plan.desired = append(plan.desired, d)
 	}
 	return plan
 }
 
-// restOver tells whether the prefixes of a deleted CiliumNode may be given away, or when to look again.
-func restOver(w nodeWorld, cn *v1alpha1.CiliumNode) (bool, time.Duration) {
-	if !slices.Contains(cn.Finalizers, v1alpha1.FinalizerPrefixRest) {
-		return false, restPoll // held by somebody else
-	}
-	age := w.now.Sub(cn.DeletionTimestamp.Time)
+// restOver tells whether the prefixes of a node that is gone may be given away, or when to look again.
+func restOver(w nodeWorld, name string, e entry) (bool, time.Duration) {
+	age := w.now.Sub(e.freed)
 	if age >= w.restLimit {
 		return true, 0
 	}
@@ -271,10 +273,10 @@ func restOver(w nodeWorld, cn *v1alpha1.CiliumNode) (bool, time.Duration) {
 		return false, w.rest - age
 	}
 	for node, seen := range w.confirmed {
-		if node == cn.Name {
+		if node == name {
 			continue
 		}
-		if c, err := resourceversion.CompareResourceVersion(seen, cn.ResourceVersion); err != nil || c < 0 {
+		if c, err := resourceversion.CompareResourceVersion(seen, e.after); err != nil || c < 0 {
 			return false, min(restPoll, w.restLimit-age)
 		}
 	}
@@ -329,7 +331,6 @@ func ownedBy(cn *v1alpha1.CiliumNode, n *corev1.Node) bool {
 func (r *CiliumNodes) write(ctx context.Context, d desiredNode) error {
 	want := ac.CiliumNode(d.node.Name).
 		WithOwnerReferences(metaac.OwnerReference().WithAPIVersion("v1").WithKind("Node").WithName(d.node.Name).WithUID(d.node.UID)).
-		WithFinalizers(v1alpha1.FinalizerPrefixRest).
 		WithSpec(ac.CiliumNodeSpec().WithPodCIDRs(d.prefixes...))
 	if d.existing != nil {
 		want.WithUID(d.existing.UID).WithResourceVersion(d.existing.ResourceVersion)
@@ -366,18 +367,6 @@ func (r *CiliumNodes) report(ctx context.Context, d desiredNode) error {
 	}
 	if turned {
 		r.Recorder.Eventf(d.node, nil, corev1.EventTypeWarning, c.Reason, "AssignPrefixes", "%s", c.Message)
-	}
-	return nil
-}
-
-// release lets a deleted CiliumNode go.
-func (r *CiliumNodes) release(ctx context.Context, cn *v1alpha1.CiliumNode) error {
-	was := cn.DeepCopy()
-	now := cn.DeepCopy()
-	now.Finalizers = slices.DeleteFunc(now.Finalizers, func(f string) bool { return f == v1alpha1.FinalizerPrefixRest })
-	err := r.Patch(ctx, now, client.MergeFromWithOptions(was, client.MergeFromWithOptimisticLock{}), client.FieldOwner(v1alpha1.OperatorFieldManager))
-	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("release CiliumNode %s: %w", cn.Name, err)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -271,12 +272,49 @@ func TestOperator(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone := cn("b")
-	p.await("b rests", func() bool { return p.get(gone) && gone.DeletionTimestamp != nil })
+	p.get(gone)
+	p.await("b is gone", func() bool { return !p.get(cn("b")) })
+	book := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ledgerKey.Namespace, Name: ledgerKey.Name}}
+	p.await("b rests", func() bool { return p.get(book) && strings.Contains(book.Data["b"], "freed=") })
 	newNode("d")
 	o = cn("d")
 	p.await("d has prefixes", func() bool { return p.get(o) && len(o.Spec.PodCIDRs) == 2 })
 	if slices.ContainsFunc(o.Spec.PodCIDRs, func(c string) bool { return slices.Contains(gone.Spec.PodCIDRs, c) }) {
 		t.Errorf("d was given %v while %v rests", o.Spec.PodCIDRs, gone.Spec.PodCIDRs)
+	}
+	// It comes back, as another machine under its name, and has what it had.
+	newNode("b")
+	back := cn("b")
+	p.await("b has its prefixes back", func() bool { return p.get(back) && slices.Equal(back.Spec.PodCIDRs, gone.Spec.PodCIDRs) })
+}
+
+// Two operators decide at once, each before it sees what the other did: the second one's ledger is refused.
+func TestTwoOperatorsCutOnePrefixOnce(t *testing.T) {
+	p := startPlane(t)
+	ctx := t.Context()
+	for _, name := range []string{"a", "b"} {
+		n := coreNode(name)
+		n.UID = ""
+		p.make(&n)
+	}
+	one := &CiliumNodes{Client: p.Client, Live: p.Client, Clock: time.Now, Rest: time.Minute, RestLimit: time.Hour}
+	for _, first := range []bool{true, false} { // an absent ledger, then one that stands
+		w, err := one.look(ctx, p.Client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mine, other := maps.Clone(w.ledger), maps.Clone(w.ledger)
+		if first {
+			mine, other = ledger{}, ledger{}
+		}
+		next := fmt.Sprintf("10.%d.0.0/24", len(mine)+3)
+		mine["x"+next[:4]], other["y"+next[:4]] = entry{prefixes: parsePrefixes([]string{next})}, entry{prefixes: parsePrefixes([]string{next})}
+		if err := one.writeLedger(ctx, w, mine); err != nil {
+			t.Fatal(err)
+		}
+		if err := one.writeLedger(ctx, w, other); !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
+			t.Errorf("one prefix was given twice: %v", err)
+		}
 	}
 }
 

@@ -30,16 +30,20 @@ func coreNode(name string, addresses ...string) corev1.Node {
 
 func ciliumNode(name string, cidrs ...string) v1alpha1.CiliumNode {
 	return v1alpha1.CiliumNode{
-		ObjectMeta: metav1.ObjectMeta{Name: name, ResourceVersion: "100", Finalizers: []string{v1alpha1.FinalizerPrefixRest},
+		ObjectMeta: metav1.ObjectMeta{Name: name, ResourceVersion: "100",
 			OwnerReferences: []metav1.OwnerReference{{UID: types.UID("uid-" + name)}}},
 		Spec: v1alpha1.CiliumNodeSpec{PodCIDRs: cidrs},
 	}
 }
 
-func deleted(cn v1alpha1.CiliumNode, ago time.Duration) v1alpha1.CiliumNode {
-	t := metav1.NewTime(noon.Add(-ago))
-	cn.DeletionTimestamp = &t
-	return cn
+// held is a ledger in which node has what it has.
+func held(node string, cidrs ...string) ledger {
+	return ledger{node: {prefixes: parsePrefixes(cidrs)}}
+}
+
+// freed is a ledger in which the prefix of a rests for some time.
+func freed(ago time.Duration) ledger {
+	return ledger{"a": {prefixes: parsePrefixes([]string{"10.1.0.0/24"}), freed: noon.Add(-ago), after: "100"}}
 }
 
 func pool(cidrs ...string) v1alpha1.CiliumConfigSpec {
@@ -49,9 +53,6 @@ func pool(cidrs ...string) v1alpha1.CiliumConfigSpec {
 // told prints a plan: one word for each act.
 func told(p nodePlan) string {
 	var out []string
-	for _, cn := range p.release {
-		out = append(out, "release "+cn.Name)
-	}
 	for _, cn := range p.gone {
 		out = append(out, "delete "+cn.Name)
 	}
@@ -61,6 +62,11 @@ func told(p nodePlan) string {
 	for _, d := range p.desired {
 		if d.problem != nil {
 			out = append(out, "lacks "+d.node.Name)
+		}
+	}
+	for node, e := range p.ledger {
+		if !e.freed.IsZero() {
+			out = append(out, fmt.Sprintf("rests %s@%s", node, e.after))
 		}
 	}
 	slices.Sort(out)
@@ -87,29 +93,35 @@ func TestPlanNodes(t *testing.T) {
 				spec: v1alpha1.CiliumConfigSpec{IPAM: &v1alpha1.IPAMConfig{IPv4: &v1alpha1.AddressPool{CIDRs: []string{"10.1.0.0/16"}}, IPv6: &v1alpha1.AddressPool{CIDRs: []string{"fd00::/112"}}}}},
 			"write a=10.1.0.0/24+fd00::/120", 0},
 		{"a node is gone", nodeWorld{ciliumNodes: []v1alpha1.CiliumNode{ciliumNode("a", "10.1.0.0/24")}, spec: pool("10.1.0.0/16")}, "delete a", 0},
-		{"its prefix rests, the next node gets another",
-			nodeWorld{nodes: []corev1.Node{coreNode("b")}, ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), 10*time.Second)}, spec: pool("10.1.0.0/16")},
-			"write b=10.1.1.0/24", 50 * time.Second},
+		{"a node is gone, and its CiliumNode too: its prefix rests, the next node gets another",
+			nodeWorld{nodes: []corev1.Node{coreNode("b")}, ledger: held("a", "10.1.0.0/24"), spec: pool("10.1.0.0/16")},
+			"rests a@777, write b=10.1.1.0/24", time.Minute},
+		{"it goes on resting", nodeWorld{ledger: freed(10 * time.Second), spec: pool("10.1.0.0/16")}, "rests a@100", 50 * time.Second},
 		{"while all the pool rests nobody gets it",
-			nodeWorld{nodes: []corev1.Node{coreNode("b")}, ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), 0)}, spec: pool("10.1.0.0/24")},
-			"lacks b, write b=", time.Minute},
-		{"rested, and no agent lives that could still know it",
-			nodeWorld{ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), time.Minute)}, spec: pool("10.1.0.0/16")}, "release a", 0},
+			nodeWorld{nodes: []corev1.Node{coreNode("b")}, ledger: freed(0), spec: pool("10.1.0.0/24")},
+			"lacks b, rests a@100, write b=", time.Minute},
+		{"rested, and no agent lives that could still know it", nodeWorld{ledger: freed(time.Minute), spec: pool("10.1.0.0/16")}, "", 0},
+		{"rested: the next node gets it",
+			nodeWorld{nodes: []corev1.Node{coreNode("b")}, ledger: freed(time.Minute), spec: pool("10.1.0.0/16")}, "write b=10.1.0.0/24", 0},
 		{"rested, but an agent has not acted on the deletion",
-			nodeWorld{ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), time.Minute)}, spec: pool("10.1.0.0/16"),
-				confirmed: map[string]string{"b": "99", "c": "100"}}, "", restPoll},
+			nodeWorld{ledger: freed(time.Minute), spec: pool("10.1.0.0/16"), confirmed: map[string]string{"b": "99", "c": "100"}}, "rests a@100", restPoll},
 		{"rested, but an agent does not say",
-			nodeWorld{ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), time.Minute)}, spec: pool("10.1.0.0/16"),
-				confirmed: map[string]string{"b": ""}}, "", restPoll},
+			nodeWorld{ledger: freed(time.Minute), spec: pool("10.1.0.0/16"), confirmed: map[string]string{"b": ""}}, "rests a@100", restPoll},
 		{"rested and confirmed, also by a number with more digits",
-			nodeWorld{ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), time.Minute)}, spec: pool("10.1.0.0/16"),
-				confirmed: map[string]string{"a": "1", "b": "1000", "c": "100"}}, "release a", 0},
+			nodeWorld{ledger: freed(time.Minute), spec: pool("10.1.0.0/16"), confirmed: map[string]string{"a": "1", "b": "1000", "c": "100"}}, "", 0},
 		{"waiting for confirmations ends",
-			nodeWorld{ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.0.0/24"), 10*time.Minute)}, spec: pool("10.1.0.0/16"),
-				confirmed: map[string]string{"b": ""}}, "release a", 0},
-		{"deleted while its node lives: it gets the same prefix on a new object",
-			nodeWorld{nodes: []corev1.Node{coreNode("a"), coreNode("0")}, ciliumNodes: []v1alpha1.CiliumNode{deleted(ciliumNode("a", "10.1.7.0/24"), 0)}, spec: pool("10.1.0.0/16")},
-			"release a, write 0=10.1.0.0/24, write a=10.1.7.0/24", 0},
+			nodeWorld{ledger: freed(10 * time.Minute), spec: pool("10.1.0.0/16"), confirmed: map[string]string{"b": ""}}, "", 0},
+		{"the CiliumNode of a living node was deleted: it comes back with the same prefix",
+			nodeWorld{nodes: []corev1.Node{coreNode("a"), coreNode("0")}, ledger: held("a", "10.1.7.0/24"), spec: pool("10.1.0.0/16")},
+			"write 0=10.1.0.0/24, write a=10.1.7.0/24", 0},
+		{"a node comes back while its prefix rests: it gets it back", nodeWorld{nodes: []corev1.Node{coreNode("a")}, ledger: freed(time.Second), spec: pool("10.1.0.0/16")},
+			"write a=10.1.0.0/24", 0},
+		{"a person wrote other prefixes into a CiliumNode: the ledger holds",
+			nodeWorld{nodes: []corev1.Node{coreNode("a")}, ledger: held("a", "10.1.7.0/24"), ciliumNodes: []v1alpha1.CiliumNode{ciliumNode("a", "0.0.0.0/0")}, spec: pool("10.1.0.0/16")},
+			"write a=10.1.7.0/24", 0},
+		{"the operator died between ledger and CiliumNode",
+			nodeWorld{nodes: []corev1.Node{coreNode("a"), coreNode("b")}, ledger: held("b", "10.1.0.0/24"), spec: pool("10.1.0.0/16")},
+			"write a=10.1.1.0/24, write b=10.1.0.0/24", 0},
 		{"a new machine under an old name takes the object over",
 			nodeWorld{nodes: []corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "another"}}}, ciliumNodes: []v1alpha1.CiliumNode{ciliumNode("a", "10.1.7.0/24")}, spec: pool("10.1.0.0/16")},
 			"write a=10.1.7.0/24", 0},
@@ -119,7 +131,7 @@ func TestPlanNodes(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			w := row.world
-			w.now, w.rest, w.restLimit = noon, time.Minute, 10*time.Minute
+			w.now, w.rest, w.restLimit, w.version = noon, time.Minute, 10*time.Minute, "777"
 			plan := planNodes(w)
 			got := told(plan)
 			if got != row.want || plan.requeue != row.requeue {
@@ -131,6 +143,21 @@ func TestPlanNodes(t *testing.T) {
 				t.Errorf("in another order: %q", again)
 			}
 		})
+	}
+}
+
+func TestLedgerReadsWhatItWrites(t *testing.T) {
+	l := freed(time.Second)
+	l["b"] = entry{prefixes: parsePrefixes([]string{"10.2.0.0/24", "fd00::/120"})}
+	data := map[string]string{}
+	for node, e := range l {
+		data[node] = e.String()
+	}
+	if got := readLedger(data); !got.equal(l) {
+		t.Errorf("wrote %v, read %v", l, got)
+	}
+	if got := readLedger(map[string]string{"a": "", "b": "freed=never banana", "c": "banana 10.0.0.0/24"}); len(got) != 1 || len(got["c"].prefixes) != 1 {
+		t.Errorf("read %v from damaged lines", got)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -41,6 +42,10 @@ func CacheOptions() cache.Options {
 			&v1alpha1.CiliumNodeReport{}: {Transform: slimReport},
 			&coordinationv1.Lease{}: {
 				Namespaces: map[string]cache.Config{v1alpha1.AgentLeaseNamespace: {}},
+			},
+			&corev1.ConfigMap{}: {
+				Namespaces: map[string]cache.Config{ledgerKey.Namespace: {}},
+				Field:      fields.OneTermEqualSelector("metadata.name", ledgerKey.Name),
 			},
 			// The API servers' own endpoints, for internal/apiserver.
 			&discoveryv1.EndpointSlice{}: {

@@ -57,8 +57,7 @@ type CiliumNodeStatus struct {
 }
 
 // CiliumNode is one node as the other nodes see it: which prefixes are its own and where to send them. Spec is
-// written by the operator, status by the agent. It is owned by the Node of the same name. One with a deletion
-// timestamp is gone to its peers: it stays only until its prefixes have rested (FinalizerPrefixRest).
+// written by the operator, status by the agent. It is owned by the Node of the same name.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status

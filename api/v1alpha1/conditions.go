@@ -33,8 +33,6 @@ const (
 	AgentLeasePrefix = "cilium-agent-"
 	// LabelNode names the node on objects that an agent writes for it.
 	LabelNode = "kube-cilium.io/node"
-	// FinalizerPrefixRest keeps a deleted CiliumNode until its prefixes may be given to another node.
-	FinalizerPrefixRest = "kube-cilium.io/prefix-rest"
 )
 
 // Field managers of server-side apply, one per writer.

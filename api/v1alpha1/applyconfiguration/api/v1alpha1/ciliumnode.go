@@ -15,8 +15,7 @@ import (
 // with apply.
 //
 // CiliumNode is one node as the other nodes see it: which prefixes are its own and where to send them. Spec is
-// written by the operator, status by the agent. It is owned by the Node of the same name. One with a deletion
-// timestamp is gone to its peers: it stays only until its prefixes have rested (FinalizerPrefixRest).
+// written by the operator, status by the agent. It is owned by the Node of the same name.
 type CiliumNodeApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration    `json:""`
 	*v1.ObjectMetaApplyConfiguration `json:"metadata,omitempty"`
