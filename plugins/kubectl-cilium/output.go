@@ -12,6 +12,7 @@ import (
 
 	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
@@ -54,6 +55,9 @@ func (o *output) object(out io.Writer, scheme *runtime.Scheme, obj runtime.Objec
 	p, err := o.flags.WithTypeSetter(scheme).ToPrinter()
 	if err != nil {
 		return err
+	}
+	if o.format() == "name" && meta.IsListType(obj) {
+		return meta.EachListItem(obj, func(item runtime.Object) error { return p.PrintObj(item, out) })
 	}
 	return p.PrintObj(obj, out)
 }

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,16 +21,16 @@ import (
 // printSummary writes the cluster's lines, the nodes' table and what is wrong.
 func printSummary(out io.Writer, s *Summary, wide, verbose bool, color colors) error {
 	t := newTable(out, color)
-	t.row("Agent:", s.Agent.Object, color.good(s.Agent.Found && s.Agent.Ready >= s.Agent.Desired && s.Agent.Desired > 0, progress(s.Agent)))
-	t.row("Operator:", s.Operator.Object, color.good(s.Operator.Found && s.Operator.Ready > 0, progress(s.Operator)))
-	t.row("Config:", "ciliumconfig/"+v1alpha1.ConfigName, configLine(s, color))
-	t.row("Nodes:", fmt.Sprintf("%d/%d", s.NodesReady, s.NodesTotal), color.good(s.NodesReady == s.NodesTotal, "ready"))
-	t.row("Routing:", orNone(counts(s.Routing)))
-	t.row("Masquerade:", orNone(counts(s.Masquerade)))
-	t.row("IPAM:", fmt.Sprintf("%d/%d", s.IPAM.Used, s.IPAM.Total), fmt.Sprintf("pod addresses used, %d resting", s.IPAM.Resting))
+	t.row("Agent:", color.good(s.Agent.Found && s.Agent.Ready >= s.Agent.Desired && s.Agent.Desired > 0, progress(s.Agent)))
+	t.row("Operator:", color.good(s.Operator.Found && s.Operator.Ready > 0, progress(s.Operator)))
+	t.row("Config:", configLine(s, color))
+	t.row("Nodes:", color.good(s.NodesReady == s.NodesTotal, fmt.Sprintf("%d/%d ready", s.NodesReady, s.NodesTotal)))
+	t.row("Routing:", shares(s.Routing))
+	t.row("Masquerade:", shares(s.Masquerade))
+	t.row("IPAM:", fmt.Sprintf("%d of %d pod addresses used, %d resting", s.IPAM.Used, s.IPAM.Total, s.IPAM.Resting))
 	t.row("Endpoints:", strconv.FormatInt(s.Endpoints, 10))
-	t.row("Versions:", orNone(counts(s.Versions)))
-	t.row("Images:", orNone(counts(s.Images)))
+	t.row("Versions:", shares(s.Versions))
+	t.row("Images:", shares(s.Images))
 	if err := t.flush(); err != nil {
 		return err
 	}
@@ -51,14 +52,30 @@ func printSummary(out io.Writer, s *Summary, wide, verbose bool, color colors) e
 
 func progress(w Workload) string {
 	if !w.Found {
-		return "not found"
+		return "not found (" + w.Object + ")"
 	}
-	return fmt.Sprintf("%d/%d ready, %d up to date", w.Ready, w.Desired, w.Updated)
+	text := fmt.Sprintf("%d/%d ready", w.Ready, w.Desired)
+	if w.Updated != w.Desired {
+		text += fmt.Sprintf(", %d/%d up to date", w.Updated, w.Desired)
+	}
+	return text + " (" + w.Object + ")"
+}
+
+// shares is the one value that all have, or each with how many have it.
+func shares(m map[string]int) string {
+	var all []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if len(m) == 1 {
+			return k
+		}
+		all = append(all, fmt.Sprintf("%s (%d)", k, m[k]))
+	}
+	return orNone(strings.Join(all, "; "))
 }
 
 func configLine(s *Summary, color colors) string {
 	if !s.ConfigPresent {
-		return "absent: the defaults hold"
+		return "the defaults (no ciliumconfig/" + v1alpha1.ConfigName + ")"
 	}
 	var all []string
 	for _, c := range s.ConfigConditions {
@@ -68,7 +85,7 @@ func configLine(s *Summary, color colors) string {
 		return color.good(false, "no condition yet")
 	}
 	slices.Sort(all)
-	return color.good(meta.IsStatusConditionTrue(s.ConfigConditions, v1alpha1.ConditionReady), strings.Join(all, " "))
+	return color.good(meta.IsStatusConditionTrue(s.ConfigConditions, v1alpha1.ConditionReady), strings.Join(all, " ")+" (ciliumconfig/"+v1alpha1.ConfigName+")")
 }
 
 func orNone(s string) string {

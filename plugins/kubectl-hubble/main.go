@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command kubectl-hubble is `kubectl hubble`: it shows what happens to packets in the cluster.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"github.com/kube-cilium/kube-cilium/internal/flow"
+	"github.com/kube-cilium/kube-cilium/internal/version"
+	"github.com/kube-cilium/kube-cilium/plugins/kubectlname"
+)
+
+// Exit codes, as the help says.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// usageError is a question that makes no sense.
+type usageError struct{ error }
+
+// plugin is what every verb has.
+type plugin struct {
+	genericiooptions.IOStreams
+	flags *genericclioptions.ConfigFlags
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	streams := genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}
+	os.Exit(run(ctx, streams, kubectlname.Args(os.Args)))
+}
+
+// run is main without the process.
+func run(ctx context.Context, streams genericiooptions.IOStreams, args []string) int {
+	cmd := newRoot(streams)
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(ctx)
+	if err == nil || errors.Is(err, syscall.EPIPE) {
+		return 0
+	}
+	fmt.Fprintf(streams.ErrOut, "error: %s\n", flow.Safe(err.Error()))
+	if usage := (usageError{}); errors.As(err, &usage) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
+	p := &plugin{IOStreams: streams, flags: genericclioptions.NewConfigFlags(true).WithWarningPrinter(streams)}
+	cmd := &cobra.Command{
+		Use:         "kubectl-hubble",
+		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl hubble"},
+		Short:       "See what happens to packets in the cluster",
+		Long: "See what happens to packets in the cluster.\n\n" +
+			"Exit codes: 0 done, 1 something could not be done, 2 the command line makes no sense.",
+		Version:      version.Version,
+		SilenceUsage: true, SilenceErrors: true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		Args:              cobra.ArbitraryArgs,
+	}
+	cmd.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usageError{fmt.Errorf("unknown command %q for %q (see kubectl hubble --help)", args[0], c.CommandPath())}
+		}
+		return c.Help()
+	}
+	cmd.SetOut(streams.Out)
+	cmd.SetErr(streams.ErrOut)
+	cmd.SetIn(streams.In)
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	p.flags.AddFlags(cmd.PersistentFlags())
+	cmd.AddCommand(p.flows(), kubectlname.Completion("kubectl-hubble", streams.Out, streams.ErrOut))
+	return cmd
+}
