@@ -58,8 +58,8 @@ func deviceNamed(t testing.TB, name string) device {
 func TestTCXAndClsactTakeTurns(t *testing.T) {
 	f := newFixture(t)
 	d := f.start(f.config())
-	p := f.addPod(d, 5)
-	must(t, d.SetPods([]Pod{p}))
+	p, q := f.addPod(d, 5), f.addPod(d, 6)
+	must(t, d.SetPods([]Pod{p, q}))
 	up, over := deviceNamed(t, "up0"), deviceNamed(t, OverlayDevice)
 	hooks := map[bpf.Hook]device{
 		bpf.MapsHookHOOK_FROM_POD: p.device(), bpf.MapsHookHOOK_TO_POD: p.device(),
@@ -78,11 +78,7 @@ func TestTCXAndClsactTakeTurns(t *testing.T) {
 		}
 	}
 	expect("tcx")
-	for _, ip := range p.addrs() {
-		f.echo(f.pods[5], netip.AddrPortFrom(ip, 7000))
-	}
-	probe := f.probe(-1, netip.AddrPortFrom(p.IPv4, 7000))
-	probe6 := f.probe(-1, netip.AddrPortFrom(p.IPv6, 7000))
+	running := f.flows(p, q)
 	forced := f.config()
 	forced.Forbidden = []v1alpha1.KernelFeature{v1alpha1.FeatureTCX}
 	for range 3 {
@@ -91,22 +87,18 @@ func TestTCXAndClsactTakeTurns(t *testing.T) {
 		must(t, d.Configure(t.Context(), f.config()))
 		expect("tcx")
 	}
-	for _, one := range []*prober{probe, probe6} {
-		if sent, lost := one.end(); lost != 0 {
-			t.Errorf("lost %d of %d datagrams: numbers %v", lost, sent, one.missing())
-		}
-	}
+	running.end(t)
 	// A restart adopts filters as it adopts links.
 	must(t, d.Configure(t.Context(), forced))
 	before := filterIDs(t, hooks)
 	must(t, d.Close())
 	d = f.start(forced)
-	must(t, d.SetPods([]Pod{p}))
+	must(t, d.SetPods([]Pod{p, q}))
 	if after := filterIDs(t, hooks); !maps.Equal(before, after) {
 		t.Errorf("filters %v, before the restart %v", after, before)
 	}
 	for _, info := range d.Programs() {
-		if info.Name == "from_pod" && (info.Attach != "clsact" || info.Devices != 1) {
+		if info.Name == "from_pod" && (info.Attach != "clsact" || info.Devices != 2) {
 			t.Errorf("program %+v", info)
 		}
 	}

@@ -332,12 +332,20 @@ func (f *fixture) start(cfg Config) *Datapath {
 func (f *fixture) echo(ns netns.NsHandle, at netip.AddrPort) {
 	f.t.Helper()
 	var conn *net.UDPConn
-	f.in(ns, func() {
+	listen := func() {
 		var err error
 		if conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)); err != nil {
 			f.t.Error(err)
 		}
-	})
+	}
+	if ns < 0 {
+		listen()
+	} else {
+		f.in(ns, listen)
+	}
+	if conn == nil {
+		f.t.FailNow()
+	}
 	f.t.Cleanup(func() { conn.Close() })
 	go func() {
 		buf := make([]byte, 2048)
@@ -454,6 +462,58 @@ func (f *fixture) once(ns netns.NsHandle, to netip.AddrPort) error {
 	_ = conn.SetReadDeadline(time.Now().Add(time.Second))
 	_, err = conn.Read(make([]byte, 16))
 	return err
+}
+
+// traffic is every way of a node's packets that a change must not disturb.
+type traffic map[string]*prober
+
+// flows starts datagrams from the host to a pod, from pod to pod, from a pod to the host and to the world, both
+// families each, and waits until all of them go.
+func (f *fixture) flows(a, b Pod) traffic {
+	f.t.Helper()
+	for _, p := range []Pod{a, b} {
+		for _, ip := range p.addrs() {
+			f.echo(f.pods[p.ID], netip.AddrPortFrom(ip, 7000))
+		}
+	}
+	for _, ip := range []netip.Addr{outside4, outside6} {
+		f.echo(f.outside, netip.AddrPortFrom(ip, 7000))
+	}
+	for _, ip := range []netip.Addr{node4, node6} {
+		f.echo(-1, netip.AddrPortFrom(ip, 7000))
+	}
+	out := traffic{}
+	for _, way := range []struct {
+		name string
+		from netns.NsHandle
+		to   []netip.Addr
+	}{
+		{"host to pod", -1, a.addrs()},
+		{"pod to pod", f.pods[a.ID], b.addrs()},
+		{"pod to host", f.pods[a.ID], []netip.Addr{node4, node6}},
+		{"pod to world", f.pods[b.ID], []netip.Addr{outside4, outside6}},
+	} {
+		for _, to := range way.to {
+			f.reach(way.from, netip.AddrPortFrom(to, 7000))
+			out[way.name+" "+to.String()] = f.probe(way.from, netip.AddrPortFrom(to, 7000))
+		}
+	}
+	if f.t.Failed() {
+		f.t.FailNow()
+	}
+	time.Sleep(50 * time.Millisecond)
+	return out
+}
+
+// end fails the test for what was lost.
+func (tr traffic) end(t testing.TB) {
+	t.Helper()
+	for name, p := range tr {
+		sent, lost := p.end()
+		if lost != 0 {
+			t.Errorf("%s: lost %d of %d datagrams (%d errors), numbers %v", name, lost, sent, p.errs.Load(), p.missing())
+		}
+	}
 }
 
 // reach tries for a while: an interface that just came up drops its first packets.
