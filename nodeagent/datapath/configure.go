@@ -34,6 +34,10 @@ func (d *Datapath) Configure(ctx context.Context, cfg Config) error {
 	defer d.mu.Unlock()
 	cfg.Devices = slices.Clone(cfg.Devices)
 	cfg.Forbidden = slices.Clone(cfg.Forbidden)
+	if d.cfg != nil && d.cfg.Mode != cfg.Mode {
+		// Peers' routes of the other mode lead nowhere in this one. Those in the kernel stay until SetRoutes says better.
+		d.routes, d.routesKnown = nil, false
+	}
 	d.cfg = &cfg
 	if d.health = d.configure(ctx); d.health != nil {
 		return d.health
