@@ -62,8 +62,8 @@ plugins: bin/kubectl-cilium bin/kubectl-hubble ## Build both kubectl plugins and
 	ln -sf kubectl-hubble $(INSTALL_DIR)/kubectl_complete-hubble
 
 .PHONY: bin/kubectl-cilium bin/kubectl-hubble
-bin/kubectl-%:
-	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./plugins/kubectl-$*
+bin/kubectl-cilium bin/kubectl-hubble: bin/%:
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./plugins/$*
 
 .PHONY: $(BINARIES:%=bin/%)
 $(BINARIES:%=bin/%): bin/%:

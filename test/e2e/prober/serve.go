@@ -21,7 +21,7 @@ func serve(ctx context.Context, port int) error {
 	if err != nil {
 		return err
 	}
-	udp, err := lc.ListenPacket(ctx, "udp", ":"+strconv.Itoa(port))
+	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		return err
 	}
@@ -29,9 +29,21 @@ func serve(ctx context.Context, port int) error {
 	if err != nil {
 		return err
 	}
-	failed := make(chan error, 3)
+	failed := make(chan error, len(addrs)+2)
 	go func() { failed <- echoTCP(tcp) }()
-	go func() { failed <- echoUDP(udp) }()
+	// One socket an address: an answer has to come from the address that was asked, and a socket of all addresses
+	// would let the routes choose.
+	for _, a := range addrs {
+		ip := a.(*net.IPNet).IP
+		if ip.IsLinkLocalUnicast() {
+			continue
+		}
+		udp, err := lc.ListenPacket(ctx, "udp", net.JoinHostPort(ip.String(), strconv.Itoa(port)))
+		if err != nil {
+			return err
+		}
+		go func() { failed <- echoUDP(udp) }()
+	}
 	go func() { failed <- http.Serve(web, http.HandlerFunc(who)) }()
 	fmt.Fprintln(os.Stderr, "serving on", port)
 	select {
