@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/txtar"
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+)
+
+// readSnapshot makes a snapshot of the cluster.yaml of a script: what the API server would say, without one.
+func readSnapshot(t *testing.T, script string) *Snapshot {
+	t.Helper()
+	archive, err := txtar.ParseFile(script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Snapshot{Now: time.Date(2026, 1, 1, 1, 0, 0, 0, time.UTC)}
+	docs := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(archive.Files[0].Data), 4096)
+	for {
+		u := &unstructured.Unstructured{}
+		err := docs.Decode(&u.Object)
+		if errors.Is(err, io.EOF) {
+			return s
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status, ok := u.Object["status"]; ok {
+			setGeneration(status, 1)
+		}
+		u.SetGeneration(1)
+		switch u.GetKind() {
+		case "DaemonSet":
+			s.DaemonSet = to[appsv1.DaemonSet](t, u)
+		case "Deployment":
+			s.Operator = to[appsv1.Deployment](t, u)
+		case "Pod":
+			s.Pods = append(s.Pods, *to[corev1.Pod](t, u))
+		case "Lease":
+			s.Leases = append(s.Leases, *to[coordinationv1.Lease](t, u))
+		case "Node":
+			s.Nodes = append(s.Nodes, *to[corev1.Node](t, u))
+		case "CiliumConfig":
+			s.Configs = append(s.Configs, *to[v1alpha1.CiliumConfig](t, u))
+		case "CiliumNode":
+			s.Members = append(s.Members, *to[v1alpha1.CiliumNode](t, u))
+		case "CiliumNodeReport":
+			s.Reports = append(s.Reports, *to[v1alpha1.CiliumNodeReport](t, u))
+		}
+	}
+}
+
+func to[T any](t *testing.T, u *unstructured.Unstructured) *T {
+	t.Helper()
+	out := new(T)
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// The summary that the scripts show of a real API server is that of the objects alone, in whatever order they come.
+func TestSummaryOfScripts(t *testing.T) {
+	for _, script := range []string{"testdata/2-well.txtar", "testdata/3-trouble.txtar"} {
+		s := readSnapshot(t, script)
+		archive, err := txtar.ParseFile(script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := string(archive.Files[1].Data)
+		for range 20 {
+			rand.Shuffle(len(s.Pods), func(i, j int) { s.Pods[i], s.Pods[j] = s.Pods[j], s.Pods[i] })
+			rand.Shuffle(len(s.Nodes), func(i, j int) { s.Nodes[i], s.Nodes[j] = s.Nodes[j], s.Nodes[i] })
+			rand.Shuffle(len(s.Members), func(i, j int) { s.Members[i], s.Members[j] = s.Members[j], s.Members[i] })
+			rand.Shuffle(len(s.Reports), func(i, j int) { s.Reports[i], s.Reports[j] = s.Reports[j], s.Reports[i] })
+			var out bytes.Buffer
+			if err := printSummary(&out, Summarize(s), false, false, colors{}); err != nil {
+				t.Fatal(err)
+			}
+			if got := ages.ReplaceAllString(out.String(), "Ns"); got != want {
+				t.Fatalf("%s: got\n%swant\n%s", script, got, want)
+			}
+		}
+	}
+}
+
+// What comes from objects must not reach a terminal as it is, nor break the JSON.
+func TestSummaryIsSafeToPrint(t *testing.T) {
+	s := readSnapshot(t, "testdata/2-well.txtar")
+	evil := "\x1b]0;owned\x07\u009b2J\r\n"
+	s.Reports[0].Status.Routing, s.Reports[0].Status.AgentVersion = evil, evil
+	s.Reports[0].Status.Conditions[0].Status, s.Reports[0].Status.Conditions[0].Message = "False", evil
+	s.Reports[0].Status.Kernel.Features[0].Message, s.Reports[0].Status.Maps[0].Name = evil, evil
+	s.Configs[0].Status.Conditions[0].Type = evil
+	s.Nodes[0].Name = evil
+	var out bytes.Buffer
+	if err := printSummary(&out, Summarize(s), true, true, colors{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range out.String() {
+		if r != '\n' && (r < 0x20 || r >= 0x7f && r < 0xa0) {
+			t.Fatalf("%q is printed in\n%q", r, out.String())
+		}
+	}
+	text, err := json.Marshal(Summarize(s))
+	if err != nil || !json.Valid(text) {
+		t.Errorf("%v: %s", err, text)
+	}
+}
+
+func TestSummaryOfWhatIsNew(t *testing.T) {
+	s := readSnapshot(t, "testdata/2-well.txtar")
+	s.Configs[0].Generation = 2
+	got := Summarize(s)
+	if got.Ready || !strings.Contains(got.Problems[0].Message, "not looked at its latest change") {
+		t.Errorf("a config that nobody has looked at: %+v", got.Problems)
+	}
+	s = readSnapshot(t, "testdata/2-well.txtar")
+	s.Nodes[0].Status.NodeInfo.BootID, s.Reports[0].Status.BootID = "now", "before"
+	if got := Summarize(s); got.Ready || got.NodesReady != 1 {
+		t.Errorf("a report of the boot before: %+v", got.Problems)
+	}
+	if got := Summarize(&Snapshot{NoKinds: true}); got.Ready || len(got.Problems) != 3 {
+		t.Errorf("nothing installed: %+v", got.Problems)
+	}
+}
