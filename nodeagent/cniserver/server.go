@@ -290,7 +290,8 @@ func checkNetns(netns *os.File) error {
 	if err != nil || kind != unix.CLONE_NEWNET {
 		return types.NewError(types.ErrInvalidNetNS, "CNI_NETNS is not a network namespace", "")
 	}
-	own, err := os.Stat("/proc/self/ns/net")
+	// Of this thread, not of the process: its first thread may be inside a pod at this moment.
+	own, err := os.Stat("/proc/thread-self/ns/net")
 	if err != nil {
 		return types.NewError(types.ErrIOFailure, "the agent's network namespace", err.Error())
 	}

@@ -504,3 +504,25 @@ func FuzzRecord(f *testing.F) {
 		}
 	})
 }
+
+// TestStepsOfAdd logs how long each step takes, one pod at a time.
+func TestStepsOfAdd(t *testing.T) {
+	var last time.Time
+	sums := map[step]time.Duration{}
+	a := newAgent(t, nodetest.New(t), t.TempDir(), func(s step) error {
+		now := time.Now()
+		sums[s] += now.Sub(last)
+		last = now
+		return nil
+	})
+	const pods = 40
+	for i := range pods {
+		p := a.node.NewPod(fmt.Sprintf("s%d", i))
+		last = time.Now()
+		_, err := a.add(fmt.Sprintf("s%d", i), p)
+		nodetest.Must(t, err)
+	}
+	for _, s := range addSteps {
+		t.Logf("until %-10s %v", s, sums[s]/pods)
+	}
+}
