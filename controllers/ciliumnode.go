@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -104,13 +105,43 @@ func (r *CiliumNodes) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Resul
 	for _, cn := range plan.gone {
 		errs = append(errs, r.remove(ctx, cn))
 	}
-	for _, d := range plan.write {
-		errs = append(errs, r.write(ctx, d))
-	}
-	for _, d := range plan.desired {
-		errs = append(errs, r.report(ctx, d))
-	}
+	errs = append(errs, each(ctx, plan.write, r.write), each(ctx, plan.desired, r.report))
 	return ctrl.Result{RequeueAfter: plan.requeue}, errors.Join(errs...)
+}
+
+// each does something for every node, a few at a time: a cluster that starts asks for thousands of writes at once. It
+// goes on after an error and returns the first few.
+func each(ctx context.Context, nodes []desiredNode, do func(context.Context, desiredNode) error) error {
+	const atOnce, told = 8, 5
+	var (
+		mu   sync.Mutex
+		errs []error
+		wg   sync.WaitGroup
+		next = make(chan desiredNode)
+	)
+	for range min(atOnce, len(nodes)) {
+		wg.Go(func() {
+			for d := range next {
+				if err := do(ctx, d); err != nil {
+					mu.Lock()
+					errs = append(errs, err)
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	for _, d := range nodes {
+		if ctx.Err() != nil {
+			break
+		}
+		next <- d
+	}
+	close(next)
+	wg.Wait()
+	if len(errs) > told {
+		errs = append(errs[:told], fmt.Errorf("and %d more", len(errs)-told))
+	}
+	return errors.Join(errs...)
 }
 
 // nodeWorld is everything that decides about CiliumNodes.

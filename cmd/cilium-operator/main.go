@@ -127,7 +127,9 @@ func run(ctx context.Context, o options) error {
 // connect finds the API server and waits until it answers.
 func connect(ctx context.Context, o options) (cfg *rest.Config, servers *apiserver.Servers, err error) {
 	if o.kubeconfig != "" {
-		cfg, err = clientcmd.BuildConfigFromFlags("", o.kubeconfig)
+		if cfg, err = clientcmd.BuildConfigFromFlags("", o.kubeconfig); err == nil {
+			cfg.QPS = -1 // as in a pod: the API server's own fairness limits us
+		}
 	} else if servers, err = apiserver.Open(ctx, stateDir()); err == nil {
 		cfg = servers.Config()
 	}
