@@ -76,16 +76,27 @@ func (a *attacher) pin(hook bpf.Hook, dev string) string {
 	return filepath.Join(a.folder, hookName(hook)+"_"+escapeDevice.Replace(dev))
 }
 
-// attach makes the hook's stub be on the device, by the way that is in force, and takes the other way off.
+// attach makes the hook's stub be on the device, by the way that is in force, and takes the other way off. Between
+// the two a stub would run twice on a packet, and some programs change what they would see: so the slow part, coming
+// and going, is done with a program that does nothing, and the change over is two writes of a pointer.
 func (a *attacher) attach(hook bpf.Hook, dev device) error {
-	how, on, off := "tcx", a.attachTCX, a.detachFilter
+	how, on, off, other := "tcx", a.putLink, a.putFilter, a.filterIsOn
+	remove := a.detachFilter
 	if !a.tcx {
-		how, on, off = "clsact", a.attachFilter, a.detachTCX
+		how, on, off, other = "clsact", a.putFilter, a.putLink, a.linkIsOn
+		remove = a.detachTCX
 	}
-	if err := on(hook, dev); err != nil {
+	stub := a.progs.stubs[hook]
+	old, err := other(hook, dev)
+	if err == nil && !old {
+		err = on(hook, dev, stub)
+	} else if err == nil {
+		err = a.changeOver(hook, dev, on, off)
+	}
+	if err != nil {
 		return fmt.Errorf("attach %s to %s by %s: %w", hookName(hook), dev.name, how, err)
 	}
-	if err := off(hook, dev); err != nil {
+	if err := remove(hook, dev); err != nil {
 		return fmt.Errorf("take the other %s off %s: %w", hookName(hook), dev.name, err)
 	}
 	if a.attached[hook] == nil {
@@ -95,15 +106,50 @@ func (a *attacher) attach(hook bpf.Hook, dev device) error {
 	return nil
 }
 
-func (a *attacher) attachTCX(hook bpf.Hook, dev device) error {
+type put func(bpf.Hook, device, *ebpf.Program) error
+
+func (a *attacher) changeOver(hook bpf.Hook, dev device, on, off put) error {
+	pass, err := a.progs.nothing()
+	if err != nil {
+		return err
+	}
+	if err := on(hook, dev, pass); err != nil {
+		return err
+	}
 	stub := a.progs.stubs[hook]
+	if hook == bpf.MapsHookHOOK_TO_NETDEV {
+		// What pods sent was judged before and may leave unseen; seen twice it would be taken for the host's own.
+		if err := off(hook, dev, pass); err != nil {
+			return err
+		}
+		return on(hook, dev, stub)
+	}
+	// Everywhere else an unseen packet would be one that nobody judged.
+	if err := on(hook, dev, stub); err != nil {
+		return err
+	}
+	return off(hook, dev, pass)
+}
+
+func (a *attacher) linkIsOn(hook bpf.Hook, dev device) (bool, error) {
+	at, _ := side(hook)
+	return linkIsOn(a.pin(hook, dev.name), at, dev.index), nil
+}
+
+func (a *attacher) filterIsOn(hook bpf.Hook, dev device) (bool, error) {
+	filters, err := ourFilters(hook, dev)
+	return len(filters) > 0, err
+}
+
+// putLink makes the program be on the device by a pinned link, in the place of the one that is.
+func (a *attacher) putLink(hook bpf.Hook, dev device, prog *ebpf.Program) error {
 	at, _ := side(hook)
 	pin := a.pin(hook, dev.name)
-	adopted, err := a.adoptLink(pin, at, dev.index, stub)
+	adopted, err := a.adoptLink(pin, at, dev.index, prog)
 	if err != nil || adopted {
 		return err
 	}
-	l, err := link.AttachTCX(link.TCXOptions{Interface: dev.index, Program: stub, Attach: at, Anchor: link.Head()})
+	l, err := link.AttachTCX(link.TCXOptions{Interface: dev.index, Program: prog, Attach: at, Anchor: link.Head()})
 	if err != nil {
 		return err
 	}
@@ -118,8 +164,8 @@ func (a *attacher) attachTCX(hook bpf.Hook, dev device) error {
 	return nil
 }
 
-// adoptLink is true when the pinned link is on the device; its program is brought to the present stub in place.
-func (a *attacher) adoptLink(pin string, at ebpf.AttachType, ifindex int, stub *ebpf.Program) (bool, error) {
+// adoptLink is true when the pinned link is on the device; its program is made prog in place.
+func (a *attacher) adoptLink(pin string, at ebpf.AttachType, ifindex int, prog *ebpf.Program) (bool, error) {
 	l, err := link.LoadPinnedLink(pin, nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -136,7 +182,7 @@ func (a *attacher) adoptLink(pin string, at ebpf.AttachType, ifindex int, stub *
 	if tcx == nil || int(tcx.Ifindex) != ifindex || ebpf.AttachType(tcx.AttachType) != at {
 		return false, nil
 	}
-	return true, updateLink(l, info, stub)
+	return true, updateLink(l, info, prog)
 }
 
 func updateLink(l link.Link, info *link.Info, prog *ebpf.Program) error {
@@ -183,9 +229,9 @@ func removePin(path string) error {
 	return nil
 }
 
-func (a *attacher) attachFilter(hook bpf.Hook, dev device) error {
-	stub := a.progs.stubs[hook]
-	info, err := stub.Info()
+// putFilter makes the program be on the device by a filter on clsact, in the place of the one that is.
+func (a *attacher) putFilter(hook bpf.Hook, dev device, prog *ebpf.Program) error {
+	info, err := prog.Info()
 	if err != nil {
 		return err
 	}
@@ -204,7 +250,7 @@ func (a *attacher) attachFilter(hook bpf.Hook, dev device) error {
 		return fmt.Errorf("add clsact: %w", err)
 	}
 	// The same preference and handle: the kernel swaps the program, and no packet passes between.
-	if err := netlink.FilterReplace(filterOn(hook, dev, stub.FD())); err != nil {
+	if err := netlink.FilterReplace(filterOn(hook, dev, prog.FD())); err != nil {
 		return fmt.Errorf("put filter: %w", err)
 	}
 	return nil

@@ -64,7 +64,7 @@ func TestRestartChangesNothing_CVE_2023_27595(t *testing.T) {
 		must(t, d.SetPods([]Pod{p, q}))
 	}
 	time.Sleep(100 * time.Millisecond)
-	running.end(t)
+	running.end(t, 0)
 	if after := f.ids(); !maps.Equal(before, after) {
 		t.Errorf("restart changed kernel objects:\nbefore %v\nafter  %v", before, after)
 	}

@@ -260,7 +260,7 @@ func TestMapGrowthKeepsEntries(t *testing.T) {
 			t.Error("from_pod was loaded with another connection table")
 		}
 	}
-	running.end(t)
+	running.end(t, 0)
 }
 
 func usesMap(t testing.TB, d *Datapath, hook bpf.Hook, m *ebpf.Map) bool {

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 
 	"github.com/kube-cilium/kube-cilium/bpf"
 )
@@ -31,6 +32,8 @@ type programs struct {
 	socket map[string]*ebpf.Program
 	// hook's name -> pin, while older pins may be there.
 	socketPins map[string]string
+	// pass is loaded when first needed.
+	pass *ebpf.Program
 	// what the programs were loaded with; nil: load again.
 	loaded, socketLoaded constants
 }
@@ -190,6 +193,22 @@ func (p *programs) loadStubs() error {
 
 func stubPrefix(hook string) string { return "stub_" + hook + "_" }
 
+// nothing is a program that lets everything go on.
+func (p *programs) nothing() (*ebpf.Program, error) {
+	if p.pass != nil {
+		return p.pass, nil
+	}
+	pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "kc_pass", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}, // TC_ACT_UNSPEC, TCX_NEXT
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load kc_pass: %w", err)
+	}
+	p.pass = pass
+	return pass, nil
+}
+
 // flip brings the programs of every slot to consts: all are loaded before the first slot is written, so that a program
 // that the kernel refuses changes nothing. It is a no-op when they are in force already.
 func (p *programs) flip(consts constants) error {
@@ -309,5 +328,8 @@ func (p *programs) unpinOthers(prefix, keep string) error {
 func (p *programs) close() {
 	closeAll(p.stubs)
 	closeAll(p.socket)
-	p.stubs, p.socket = nil, nil
+	if p.pass != nil {
+		p.pass.Close()
+	}
+	p.stubs, p.socket, p.pass = nil, nil, nil
 }

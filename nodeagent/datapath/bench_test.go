@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"os"
+	"runtime/debug"
+	"strings"
+	"testing"
+)
+
+// BenchmarkAddPod is what the datapath adds to a CNI ADD; the interface is made outside the clock.
+func BenchmarkAddPod(b *testing.B) {
+	f := newFixture(b)
+	d := f.start(f.config())
+	p := f.pod(1)
+	for b.Loop() {
+		if err := d.AddPod(p); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		must(b, d.RemovePod(1))
+		b.StartTimer()
+	}
+}
+
+// BenchmarkRestart is an agent's start on a node that runs: everything is adopted.
+func BenchmarkRestart(b *testing.B) {
+	f := newFixture(b)
+	must(b, f.start(f.config()).Close())
+	for b.Loop() {
+		must(b, f.start(f.config()).Close())
+	}
+}
+
+// BenchmarkLoad is the first start: every program goes through the verifier. It also says what the process keeps.
+func BenchmarkLoad(b *testing.B) {
+	f := newFixture(b)
+	for b.Loop() {
+		b.StopTimer()
+		must(b, Uninstall(f.opts))
+		b.StartTimer()
+		must(b, f.start(f.config()).Close())
+	}
+	b.StopTimer()
+	debug.FreeOSMemory()
+	status, err := os.ReadFile("/proc/self/status")
+	must(b, err)
+	for line := range strings.Lines(string(status)) {
+		if strings.HasPrefix(line, "RssAnon") {
+			b.Log(strings.TrimSpace(line))
+		}
+	}
+}
