@@ -111,7 +111,7 @@ static __always_inline int from_network(struct __sk_buff *skb, struct pkt *p,
 	r = arrive(skb, p, local, 0);
 	if (r)
 		return r;
-	if (p->stack)
+	if (p->stack || needs_cutting(skb, p))
 		return to_stack(skb, p, MARK_ACCEPTED);
 	if (p->ttl <= 1)
 		return DROP_TTL_EXCEEDED;
@@ -223,7 +223,7 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct pkt *p,
 		p->report = false;
 		return to_stack(skb, p, MARK_ACCEPTED);
 	}
-	if (p->stack)
+	if (p->stack || needs_cutting(skb, p))
 		return to_stack(skb, p, MARK_ACCEPTED);
 	if (p->ttl <= 1)
 		return DROP_TTL_EXCEEDED;

@@ -17,6 +17,30 @@
 #include "lib/report.h"
 #include "lib/route.h"
 
+/*
+ * An ICMP error of this host's stack about a packet whose address we had turned
+ * back into a pod's: its sender knows the node's name only.
+ */
+static __always_inline int own_error(struct __sk_buff *skb, struct pkt *p)
+{
+	struct endpoint *pod;
+	struct conn *c;
+	int r;
+
+	if (!parse_quoted(skb, p) || !addr_equal(&p->q.t.saddr, &p->t.daddr))
+		return FORWARD_NOT_OURS;
+	pod = bpf_map_lookup_elem(&endpoints, &p->q.t.daddr);
+	if (!pod || pod->flags & ENDPOINT_HOST)
+		return FORWARD_NOT_OURS;
+	c = flow_find(p, &p->q.t, pod->id, pod->id);
+	if (!c || !p->reply || !(c->flags & CONN_MASQUERADED))
+		return FORWARD_NOT_OURS;
+	p->xlate_addr = c->addr;
+	p->xlate_port = c->port;
+	r = nat_rewrite_error(skb, p, &p->xlate_addr, p->xlate_port, true);
+	return r ?: FORWARD_TO_NETWORK;
+}
+
 /* A packet of the host itself. */
 static __always_inline int own(struct __sk_buff *skb, struct pkt *p)
 {
@@ -26,7 +50,11 @@ static __always_inline int own(struct __sk_buff *skb, struct pkt *p)
 	struct conn *c;
 	int r;
 
-	if (!(p->ipv6 ? masquerade_ipv6 : masquerade_ipv4) || !nat_can(p))
+	if (!(p->ipv6 ? masquerade_ipv6 : masquerade_ipv4))
+		return FORWARD_NOT_OURS;
+	if (p->error)
+		return own_error(skb, p);
+	if (!nat_can(p))
 		return FORWARD_NOT_OURS;
 	if (port < nat_port_min || port > nat_port_max ||
 	    (p->t.proto == IPPROTO_UDP && tunnel_port &&

@@ -64,6 +64,17 @@ static __always_inline int to_local(struct __sk_buff *skb, struct pkt *p,
 	return p->action == TC_REDIRECT ? FORWARD_TO_POD : DROP_REDIRECT;
 }
 
+/*
+ * Without redirect_peer a packet crosses the veth pair, which drops what is
+ * larger than the pod's MTU without a word. The stack cuts it, or tells.
+ */
+static __always_inline bool needs_cutting(struct __sk_buff *skb,
+					  const struct pkt *p)
+{
+	return !have_redirect_peer && !skb->gso_size &&
+	       p->len - ETH_HLEN > pod_mtu;
+}
+
 /* Back to the pod that sent it. */
 static __always_inline int send_back(struct __sk_buff *skb, struct pkt *p)
 {

@@ -5,6 +5,7 @@ package nstest
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -124,7 +125,8 @@ func (s *space) udp(to netip.Addr, size int) (from netip.Addr, err error) {
 		}
 		var n int
 		if n, err = c.Read(buf); err != nil {
-			if ne, ok := err.(net.Error); ok && ne.Timeout() {
+			// Too big: the kernel has learnt the path's MTU and cuts smaller the next time.
+			if ne, ok := err.(net.Error); ok && ne.Timeout() || errors.Is(err, syscall.EMSGSIZE) {
 				continue
 			}
 			return from, err
@@ -143,9 +145,9 @@ func (s *space) udp(to netip.Addr, size int) (from netip.Addr, err error) {
 	return from, err
 }
 
-// ping sends one echo request.
+// ping sends two echo requests, of which one must be answered: the first may be told that it is too big.
 func (s *space) ping(to netip.Addr, args ...string) error {
-	all := append([]string{"--net=/var/run/netns/" + s.name, "ping", "-c1", "-W2", "-n"}, args...)
+	all := append([]string{"--net=/var/run/netns/" + s.name, "ping", "-c2", "-i0.2", "-W2", "-n"}, args...)
 	out, err := exec.Command("nsenter", append(all, to.String())...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, out)
