@@ -27,6 +27,7 @@ spec:
     image: registry.k8s.io/e2e-test-images/agnhost:2.66.1
     imagePullPolicy: IfNotPresent
     command: [/prober/prober, serve, -port, "%d"]
+    securityContext: {capabilities: {add: [NET_ADMIN]}} # for its own receive buffers
     readinessProbe: {tcpSocket: {port: %d}, periodSeconds: 1}
     volumeMounts: [{name: prober, mountPath: /prober, readOnly: true}]
   volumes: [{name: prober, hostPath: {path: %s, type: Directory}}]

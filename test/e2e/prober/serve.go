@@ -42,6 +42,9 @@ func serve(ctx context.Context, port int) error {
 		if err != nil {
 			return err
 		}
+		if err := deepen(udp); err != nil {
+			return err
+		}
 		go func() { failed <- echoUDP(udp) }()
 	}
 	go func() { failed <- http.Serve(web, http.HandlerFunc(who)) }()

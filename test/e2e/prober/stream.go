@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -51,6 +52,11 @@ func streamEcho(ctx context.Context, proto, dst string, rate int, d time.Duratio
 		return s, err
 	}
 	defer c.Close()
+	if u, ok := c.(*net.UDPConn); ok {
+		if err := deepen(u); err != nil {
+			return s, err
+		}
+	}
 	seen := make([]bool, int(d.Seconds()+1)*rate+1)
 	done := make(chan error, 1)
 	go func() {
