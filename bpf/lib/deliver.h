@@ -54,6 +54,7 @@ static __always_inline int to_local(struct __sk_buff *skb, struct pkt *p,
 	__builtin_memcpy(macs + 6, host_mac, 6);
 	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
 		return DROP_WRITE;
+	p->target = ifindex;
 	if (have_redirect_peer) {
 		skb->mark = 0;
 		p->action = bpf_redirect_peer(ifindex, 0);
@@ -78,8 +79,9 @@ static __always_inline bool needs_cutting(struct __sk_buff *skb,
 /* Back to the pod that sent it. */
 static __always_inline int send_back(struct __sk_buff *skb, struct pkt *p)
 {
+	p->target = skb->ifindex;
 	skb->mark = MARK_DELIVERED;
-	p->action = bpf_redirect(skb->ifindex, 0);
+	p->action = bpf_redirect(p->target, 0);
 	return p->action == TC_REDIRECT ? FORWARD_ANSWERED : DROP_REDIRECT;
 }
 
@@ -122,6 +124,7 @@ static __always_inline __u32 uplink_towards(struct __sk_buff *skb, bool ipv6,
 static __always_inline int to_wire(struct __sk_buff *skb, struct pkt *p,
 				   __u32 ifindex, int reason)
 {
+	p->target = ifindex;
 	skb->mark = MARK_DELIVERED;
 	p->action = bpf_redirect_neigh(ifindex, NULL, 0, 0);
 	return p->action == TC_REDIRECT ? reason : DROP_REDIRECT;

@@ -65,6 +65,8 @@ struct quoted {
  * byte by byte, would see a new state in each combination of fields.
  */
 struct pkt {
+	__u32 target;		/* ifindex that it was redirected to; first, for the packet tests */
+	__u32 pad0;
 	struct tuple t;		/* as the packet came */
 	struct flow_key key;	/* the connection's name */
 	struct quoted q;	/* with error */

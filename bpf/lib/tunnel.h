@@ -161,6 +161,7 @@ device:
 	r = encap_by_device(skb, p, node, vni);
 	if (r)
 		return r;
+	p->target = overlay_ifindex;
 	skb->mark = MARK_DELIVERED;
 	p->action = bpf_redirect(overlay_ifindex, 0);
 	return p->action == TC_REDIRECT ? FORWARD_TO_TUNNEL : DROP_REDIRECT;

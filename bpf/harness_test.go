@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+
+	"github.com/kube-cilium/kube-cilium/bpf"
+)
+
+// What programs return to the kernel.
+const (
+	next     = 0xffffffff
+	shot     = 2
+	redirect = 7
+)
+
+// The world of the packet tests: this node with two pods, another node with one, and somebody outside. The only
+// device that surely exists is the loopback, so it plays the pod's interface, the uplink and the VXLAN device.
+var (
+	podA4, podA6 = netip.MustParseAddr("10.0.1.2"), netip.MustParseAddr("fd00:1::2")
+	podB4, podB6 = netip.MustParseAddr("10.0.1.3"), netip.MustParseAddr("fd00:1::3")
+	far4, far6   = netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("fd00:2::2")
+	node4, node6 = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	peer4, peer6 = netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")
+	out4, out6   = netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8:f::7")
+	svc4, svc6   = netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:96::10")
+	gone4, gone6 = netip.MustParseAddr("10.0.7.7"), netip.MustParseAddr("fd00:7::7") // in the pools, nobody's
+	nopod4       = netip.MustParseAddr("10.0.1.99")                                  // this node's prefix, no pod
+	nopod6       = netip.MustParseAddr("fd00:1::99")
+	gateway4     = netip.MustParseAddr("169.254.1.1")
+	gateway6     = netip.MustParseAddr("fe80::1")
+
+	podMAC  = mac{2, 0, 0, 0, 0, 0xa}
+	hostMAC = mac{2, 0, 0, 0, 1, 0xa}
+	podBMAC = mac{2, 0, 0, 0, 0, 0xb}
+	hostB   = mac{2, 0, 0, 0, 1, 0xb}
+	wireMAC = mac{2, 0, 0, 0, 0, 1}
+	nodeMAC = mac{2, 0, 0, 0, 0, 2}
+)
+
+const (
+	loopback  = 1
+	podBIf    = 77 // nobody looks whether it exists
+	idA       = 1000
+	idB       = 1001
+	idFar     = 2000
+	vxlanPort = 8472
+
+	idHost    = uint32(bpf.MapsIdentityIDENTITY_HOST)
+	idWorld   = uint32(bpf.MapsIdentityIDENTITY_WORLD)
+	idNode    = uint32(bpf.MapsIdentityIDENTITY_REMOTE_NODE)
+	idPending = uint32(bpf.MapsIdentityIDENTITY_PENDING)
+)
+
+// world is one node's maps and programs, private to a test.
+type world struct {
+	t     testing.TB
+	maps  *ebpf.Collection
+	progs map[string]*ebpf.Collection
+	inner map[uint32]*ebpf.Map
+}
+
+// constants of a node with everything on.
+func defaults() map[string]any {
+	return map[string]any{
+		"node_ipv4": bpf.AddrFrom(node4), "node_ipv6": bpf.AddrFrom(node6),
+		"uplink_ifindex": uint32(loopback), "overlay_ifindex": uint32(loopback), "tunnel_port": uint16(vxlanPort),
+		"encap_in_bpf": true, "have_redirect_peer": true, "have_redirect_neigh": true,
+		"masquerade_ipv4": true, "masquerade_ipv6": true, "have_coarse_clock": true, "pod_mtu": uint32(1450),
+	}
+}
+
+func newWorld(t testing.TB, change map[string]any) *world {
+	t.Helper()
+	needRoot(t)
+	consts := defaults()
+	maps.Copy(consts, change)
+	spec, err := bpf.LoadMaps()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range spec.Maps {
+		m.Pinning = ebpf.PinNone
+		if m.MaxEntries > 4096 && m.Type != ebpf.RingBuf {
+			m.MaxEntries = 4096
+		}
+	}
+	w := &world{t: t, progs: map[string]*ebpf.Collection{}, inner: map[uint32]*ebpf.Map{}}
+	if w.maps, err = ebpf.NewCollection(spec); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.maps.Close)
+	for id := range uint32(4) {
+		m, err := ebpf.NewMap(spec.Maps[bpf.MapsMapUnanswered].InnerMap.Copy())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { m.Close() })
+		w.inner[id] = m
+		w.put(bpf.MapsMapUnanswered, id, uint32(m.FD()))
+	}
+	for _, p := range bpf.DevicePrograms() {
+		spec, err := p.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, v := range consts {
+			setConstant(t, spec, name, v)
+		}
+		replace := map[string]*ebpf.Map{}
+		for name, m := range w.maps.Maps {
+			if s := spec.Maps[name]; s != nil {
+				s.MaxEntries = m.MaxEntries()
+				replace[name] = m
+			}
+		}
+		c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+		if err != nil {
+			t.Fatalf("load %s: %v", p.Name, err)
+		}
+		t.Cleanup(c.Close)
+		w.progs[p.Name] = c
+	}
+	w.fill()
+	return w
+}
+
+func (w *world) put(name string, key, value any) {
+	w.t.Helper()
+	if err := w.maps.Maps[name].Put(key, value); err != nil {
+		w.t.Fatalf("map %s: %v", name, err)
+	}
+}
+
+func (w *world) prefix(s string, p bpf.Peer) {
+	w.t.Helper()
+	w.put(bpf.MapsMapPrefixes, bpf.PrefixKeyFrom(netip.MustParsePrefix(s)), p)
+}
+
+func (w *world) fill() {
+	w.put(bpf.MapsMapLiveSettings, uint32(0), bpf.Settings{Generation: 1, ReportInterval: 5})
+	hostEP := bpf.Endpoint{Identity: idHost, Flags: uint16(bpf.MapsEndpointFlagsENDPOINT_HOST)}
+	a := bpf.Endpoint{Ifindex: loopback, Identity: idA, Id: 1, Mac: podMAC, HostMac: hostMAC}
+	b := bpf.Endpoint{Ifindex: podBIf, Identity: idB, Id: 2, Mac: podBMAC, HostMac: hostB}
+	for addr, e := range map[netip.Addr]bpf.Endpoint{node4: hostEP, node6: hostEP, podA4: a, podA6: a, podB4: b, podB6: b} {
+		w.put(bpf.MapsMapEndpoints, bpf.AddrFrom(addr), e)
+	}
+	w.speaker(a, podA4, podA6)
+	w.put(bpf.MapsMapDevices, uint32(loopback), bpf.Device{Ipv4: bpf.AddrFrom(node4), Ipv6: bpf.AddrFrom(node6), Mtu: 1500})
+
+	const cluster, tunnel = uint32(bpf.MapsPeerFlagsPEER_CLUSTER), uint32(bpf.MapsPeerFlagsPEER_TUNNEL)
+	farNode := bpf.AddrFrom(peer4)
+	for _, s := range []string{"10.0.0.0/16", "fd00::/16"} {
+		w.prefix(s, bpf.Peer{Identity: idPending, Flags: cluster})
+	}
+	for _, s := range []string{"10.0.1.0/24", "fd00:1::/64"} {
+		w.prefix(s, bpf.Peer{Identity: idPending, Flags: cluster | uint32(bpf.MapsPeerFlagsPEER_LOCAL)})
+	}
+	for _, s := range []string{"10.0.2.0/24", "fd00:2::/64"} {
+		w.prefix(s, bpf.Peer{Node: farNode, Identity: idPending, Flags: cluster | tunnel})
+	}
+	for _, s := range []string{"203.0.113.0/24", "2001:db8:e::/48"} {
+		w.prefix(s, bpf.Peer{Identity: idWorld, Flags: uint32(bpf.MapsPeerFlagsPEER_NO_MASQUERADE)})
+	}
+	for _, addr := range []netip.Addr{far4, far6} {
+		w.put(bpf.MapsMapPeers, bpf.AddrFrom(addr), bpf.Peer{Node: farNode, Identity: idFar, Flags: cluster | tunnel})
+	}
+	for _, addr := range []netip.Addr{peer4, peer6} {
+		w.put(bpf.MapsMapPeers, bpf.AddrFrom(addr), bpf.Peer{Node: farNode, Identity: idNode, Flags: uint32(bpf.MapsPeerFlagsPEER_NODE)})
+	}
+	w.put(bpf.MapsMapNodes, farNode, bpf.Node{})
+	for _, addr := range []netip.Addr{svc4, svc6} {
+		w.put(bpf.MapsMapServices, bpf.ServiceKey{Addr: bpf.AddrFrom(addr)}, bpf.Service{Id: 1})
+		w.put(bpf.MapsMapServices, bpf.ServiceKey{Addr: bpf.AddrFrom(addr), Port: be16(80), Proto: protoTCP}, bpf.Service{Id: 2, Backends: 1})
+	}
+}
+
+// speaker says which pod is behind the loopback.
+func (w *world) speaker(e bpf.Endpoint, v4, v6 netip.Addr) {
+	w.put(bpf.MapsMapPodInterfaces, uint32(loopback), bpf.PodInterface{Ipv4: bpf.AddrFrom(v4), Ipv6: bpf.AddrFrom(v6),
+		Identity: e.Identity, Id: e.Id, Mac: e.Mac, HostMac: e.HostMac})
+}
+
+// asB runs f while pod b is the one behind the loopback, where packets of from_pod come from.
+func (w *world) asB(f func()) {
+	var a, b bpf.Endpoint
+	for addr, e := range map[netip.Addr]*bpf.Endpoint{podA4: &a, podB4: &b} {
+		if err := w.maps.Maps[bpf.MapsMapEndpoints].Lookup(bpf.AddrFrom(addr), e); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	w.speaker(b, podB4, podB6)
+	defer w.speaker(a, podA4, podA6)
+	f()
+}
+
+func be16(n uint16) uint16 { return binary.NativeEndian.Uint16([]byte{byte(n >> 8), byte(n)}) }
+
+// context is what the kernel lets a test set of struct __sk_buff.
+type context struct {
+	_              [2]uint32
+	Mark           uint32
+	_              [6]uint32
+	IngressIfindex uint32
+	Ifindex        uint32
+	_              [33]uint32
+	GSOSegs        uint32
+	_              uint32
+	GSOSize        uint32
+	_              uint32
+	_              uint64
+}
+
+// outcome is what became of one packet.
+type outcome struct {
+	ret    uint32
+	reason bpf.Reason
+	out    []byte
+	mark   uint32
+	target uint32 // ifindex it was redirected to
+}
+
+// run gives a frame to a program.
+func (w *world) run(prog string, frame []byte, change ...func(*context)) outcome {
+	w.t.Helper()
+	ctx := context{Ifindex: loopback}
+	for _, f := range change {
+		f(&ctx)
+	}
+	var hook bpf.Hook
+	for _, p := range bpf.DevicePrograms() {
+		if p.Name == prog {
+			hook = p.Hook
+		}
+	}
+	before := w.counters(hook)
+	w.resetTarget(prog)
+	ctxOut := context{}
+	opts := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+512), Context: &ctx, ContextOut: &ctxOut}
+	ret, err := w.progs[prog].Programs[prog].Run(opts)
+	if err != nil {
+		w.t.Fatalf("run %s: %v", prog, err)
+	}
+	o := outcome{ret: ret, out: opts.DataOut, mark: ctxOut.Mark, target: w.target(prog), reason: 255}
+	n := 0
+	for reason, c := range w.counters(hook) {
+		if d := c - before[reason]; d != 0 && reason < bpf.MapsReasonREASON_MAX {
+			o.reason = reason
+			n += int(d)
+		}
+	}
+	if n != 1 {
+		w.t.Errorf("%s counted %d packets, want 1", prog, n)
+	}
+	if dropped := o.reason >= 128; dropped != (ret == shot) {
+		w.t.Errorf("%s returned %d with reason %v", prog, int32(ret), o.reason)
+	}
+	return o
+}
+
+func (w *world) counters(hook bpf.Hook) map[bpf.Reason]uint64 {
+	out := map[bpf.Reason]uint64{}
+	var per []bpf.Counter
+	for reason := range uint32(256) {
+		if err := w.maps.Maps[bpf.MapsMapMetrics].Lookup(uint32(hook)*256+reason, &per); err != nil {
+			w.t.Fatal(err)
+		}
+		for _, c := range per {
+			out[bpf.Reason(reason)] += c.Packets
+		}
+	}
+	return out
+}
+
+// The redirect's target is the first word of the program's scratch.
+func (w *world) resetTarget(prog string) {
+	m := w.progs[prog].Maps["scratch"]
+	zero := make([][]byte, ebpf.MustPossibleCPU())
+	for i := range zero {
+		zero[i] = make([]byte, m.ValueSize())
+	}
+	if err := m.Put(uint32(0), zero); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) target(prog string) uint32 {
+	var per [][]byte
+	if err := w.progs[prog].Maps["scratch"].Lookup(uint32(0), &per); err != nil {
+		w.t.Fatal(err)
+	}
+	for _, b := range per {
+		if n := binary.NativeEndian.Uint32(b); n != 0 {
+			return n
+		}
+	}
+	return 0
+}
+
+// events drains the ring.
+func (w *world) events() []bpf.Event {
+	w.t.Helper()
+	r, err := ringbuf.NewReader(w.maps.Maps[bpf.MapsMapEvents])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer r.Close()
+	var out []bpf.Event
+	for {
+		r.SetDeadline(time.Now())
+		rec, err := r.Read()
+		if err != nil {
+			return out
+		}
+		var e bpf.Event
+		if err := binary.Read(bytes.NewReader(rec.RawSample), binary.NativeEndian, &e); err != nil {
+			w.t.Fatal(err)
+		}
+		out = append(out, e)
+	}
+}
+
+// conns gives all connections: the answered, and those of one unanswered table.
+func (w *world) conns(m *ebpf.Map) map[bpf.FlowKey]bpf.Conn {
+	out := map[bpf.FlowKey]bpf.Conn{}
+	var k bpf.FlowKey
+	var c bpf.Conn
+	it := m.Iterate()
+	for it.Next(&k, &c) {
+		out[k] = c
+	}
+	if err := it.Err(); err != nil {
+		w.t.Fatal(err)
+	}
+	return out
+}
+
+func (w *world) answered() map[bpf.FlowKey]bpf.Conn {
+	return w.conns(w.maps.Maps[bpf.MapsMapConntrack])
+}
+
+// onOneCPU keeps the test on its thread: per-CPU budgets are one CPU's.
+func onOneCPU(t testing.TB) {
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+}
+
+// expect checks an outcome: a drop needs no packet, everything else its exact bytes.
+func (o outcome) expect(t testing.TB, reason bpf.Reason, ret uint32, want []byte) {
+	t.Helper()
+	if o.reason != reason {
+		t.Errorf("reason %v, want %v", o.reason, reason)
+		return
+	}
+	if o.ret != ret {
+		t.Errorf("returned %d, want %d", int32(o.ret), int32(ret))
+	}
+	if want != nil && !bytes.Equal(o.out, want) {
+		t.Errorf("packet\n%s\nwant\n%s", hex.Dump(o.out), hex.Dump(want))
+	}
+}
+
+// fromA is a packet of pod a to somebody, as the pod's stack sends it.
+func fromA(dst netip.Addr) packet {
+	p := packet{smac: podMAC, dmac: hostMAC, src: podA4, dst: dst, proto: protoTCP, sport: 40000, dport: 80, flags: syn}
+	if dst.Is6() {
+		p.src = podA6
+	}
+	return p
+}
+
+// both runs f once for each family.
+func both(t *testing.T, f func(t *testing.T, v6 bool)) {
+	for _, v6 := range []bool{false, true} {
+		t.Run(map[bool]string{false: "v4", true: "v6"}[v6], func(t *testing.T) { f(t, v6) })
+	}
+}
+
+func pick(v6 bool, a4, a6 netip.Addr) netip.Addr {
+	if v6 {
+		return a6
+	}
+	return a4
+}
+
+var _ = fmt.Sprint
