@@ -4,6 +4,8 @@ package config
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +30,7 @@ const system = "kube-cilium-system"
 
 // agents are the clients of one administrator and of two agents that hold real tokens of pods on their nodes.
 type agents struct {
+	env                  *testenv.Env
 	admin, a, b, unbound client.Client
 	aConfig              *rest.Config
 }
@@ -56,7 +59,7 @@ func startAgents(t *testing.T) *agents {
 			pod := &corev1.Pod{
 				ObjectMeta: metav1.ObjectMeta{Name: "cilium-agent-" + node, Namespace: system},
 				Spec: corev1.PodSpec{NodeName: node, ServiceAccountName: "cilium-agent", HostNetwork: true,
-					Containers: []corev1.Container{{Name: "agent", Image: "agent"}}},
+					Containers: []corev1.Container{{Name: "agent", Image: "agent"}, {Name: "inspect", Image: "agent"}}},
 			}
 			if _, err := set.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}, metav1.CreateOptions{}); err != nil {
 				t.Fatal(err)
@@ -76,7 +79,7 @@ func startAgents(t *testing.T) *agents {
 		return cfg
 	}
 	aConfig := token("node-a")
-	out := &agents{admin: of(env.Config), a: of(aConfig), b: of(token("node-b")), unbound: of(token("")), aConfig: aConfig}
+	out := &agents{env: env, admin: of(env.Config), a: of(aConfig), b: of(token("node-b")), unbound: of(token("")), aConfig: aConfig}
 	out.awaitPolicy(t)
 	return out
 }
@@ -336,5 +339,54 @@ func TestAgentWritesOnlyItsOwnNode(t *testing.T) {
 		case !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err):
 			t.Errorf("%s: refused, but not as forbidden: %v", st.name, err)
 		}
+	}
+}
+
+// TestInspectorsReadOnly: the group gets into the container inspect, and nowhere else. No kubelet answers here, so what
+// is let through fails later, and otherwise than by Forbidden.
+func TestInspectorsReadOnly(t *testing.T) {
+	s := startAgents(t)
+	overlay := t.TempDir()
+	relative, err := filepath.Rel(overlay, testenv.Root())
+	if err != nil {
+		t.Fatal(err)
+	}
+	kustomization := "resources: [" + relative + "/config/default]\ncomponents: [" + relative + "/config/components/inspectors, " + relative + "/config/components/api-servers]\n"
+	if err := os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(kustomization), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := s.env.Kubectl("apply", "-k", overlay); err != nil {
+		t.Fatalf("kubectl apply: %v\n%s", err, out)
+	}
+	exec := func(args ...string) string {
+		out, _ := s.env.Kubectl(append([]string{"--as=someone", "--as-group=kube-cilium:inspectors", "-n", system}, args...)...)
+		return out
+	}
+	const pod = "cilium-agent-node-a"
+	refused := "may only run"
+	for range 100 {
+		if strings.Contains(exec("exec", pod, "-c", "agent", "--", "sh"), refused) {
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	for _, args := range [][]string{
+		{"exec", pod, "-c", "agent", "--", "cilium-agent", "inspect", "maps"},
+		{"exec", pod, "-c", "inspect", "--", "sh"},
+		{"exec", pod, "-c", "inspect", "--", "cilium-agent", "run"},
+		{"exec", pod, "-c", "inspect", "--", "cilium-agent", "inspect", "uninstall", "--yes"},
+	} {
+		if out := exec(args...); !strings.Contains(out, refused) {
+			t.Errorf("%v: %s", args, out)
+		}
+	}
+	if out := exec("exec", pod, "-c", "inspect", "--", "cilium-agent", "inspect", "maps"); strings.Contains(out, refused) || strings.Contains(out, "orbidden") {
+		t.Errorf("an inspector cannot inspect: %s", out)
+	}
+	if out := exec("get", "secrets"); !strings.Contains(out, "orbidden") {
+		t.Errorf("an inspector reads secrets: %s", out)
+	}
+	if out := exec("get", "ciliumnodes"); strings.Contains(out, "orbidden") {
+		t.Errorf("an inspector cannot list nodes: %s", out)
 	}
 }

@@ -88,6 +88,7 @@ func TestCVE_2022_29179_EveryRightIsListed(t *testing.T) {
 			"default discovery.k8s.io/endpointslices: get list watch",
 			"events.k8s.io/events: create patch",
 			"kube-cilium-system /configmaps: create",
+			"kube-cilium-system /events: create patch",
 			"kube-cilium-system /configmaps[cilium-prefixes]: get list update watch",
 			"kube-cilium-system coordination.k8s.io/leases: create delete get list patch update watch",
 			"kube-cilium.io/ciliumconfigs/status: patch",

@@ -11,6 +11,7 @@ package controllers
 // +kubebuilder:rbac:groups="",resources=nodes/status,verbs=patch
 // +kubebuilder:rbac:groups="",namespace=kube-cilium-system,resources=configmaps,verbs=create
 // +kubebuilder:rbac:groups="",namespace=kube-cilium-system,resources=configmaps,resourceNames=cilium-prefixes,verbs=get;list;update;watch
+// +kubebuilder:rbac:groups="",namespace=kube-cilium-system,resources=events,verbs=create;patch
 // +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=servicecidrs,verbs=get;list;watch

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -82,6 +83,24 @@ func run(ctx context.Context, o options) error {
 	klog.SetLogger(log)
 	log.Info("starting", "version", version.Version)
 
+	// Alive from here on: while the API server is away a restart would help nobody.
+	var synced atomic.Pointer[func(context.Context) bool]
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		if err := serveHealth(ctx, o.health, &synced); err != nil {
+			cancel(err)
+		}
+	}()
+	err := manage(ctx, o, log, &synced)
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
+}
+
+// manage runs the reconcilers until ctx ends or the Lease is lost.
+func manage(ctx context.Context, o options, log logr.Logger, synced *atomic.Pointer[func(context.Context) bool]) error {
 	cfg, servers, err := connect(ctx, o)
 	if err != nil {
 		return err
@@ -112,15 +131,13 @@ func run(ctx context.Context, o options) error {
 			return fmt.Errorf("follow the API servers: %w", err)
 		}
 	}
-	runnables := []everyReplica{serveHealth(o.health, mgr.GetCache().WaitForCacheSync)}
 	if o.metrics != "0" {
-		runnables = append(runnables, serveMetrics(o.metrics, log))
-	}
-	for _, r := range runnables {
-		if err := mgr.Add(r); err != nil {
+		if err := mgr.Add(serveMetrics(o.metrics, log)); err != nil {
 			return err
 		}
 	}
+	wait := mgr.GetCache().WaitForCacheSync
+	synced.Store(&wait)
 	return mgr.Start(ctx)
 }
 
@@ -170,28 +187,29 @@ func (r everyReplica) Start(ctx context.Context) error { return r(ctx) }
 func (r everyReplica) NeedLeaderElection() bool        { return false }
 
 // serveHealth answers on a socket in the pod: two replicas may share a node and so its ports.
-func serveHealth(socket string, synced func(context.Context) bool) everyReplica {
-	return func(ctx context.Context) error {
-		if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("health socket: %w", err)
-		}
-		l, err := (&net.ListenConfig{}).Listen(ctx, "unix", socket)
-		if err != nil {
-			return fmt.Errorf("health socket: %w", err)
-		}
-		mux := http.NewServeMux()
-		mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-		mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
-			ctx, cancel := context.WithTimeout(r.Context(), time.Second)
-			defer cancel()
-			if !synced(ctx) {
-				http.Error(w, "caches are not synced", http.StatusServiceUnavailable)
-				return
-			}
-			fmt.Fprintln(w, "ok")
-		})
-		return serve(ctx, l, mux)
+func serveHealth(ctx context.Context, socket string, synced *atomic.Pointer[func(context.Context) bool]) error {
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("health socket: %w", err)
 	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", socket)
+	if err != nil {
+		return fmt.Errorf("health socket: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+		defer cancel()
+		switch f := synced.Load(); {
+		case f == nil:
+			http.Error(w, "the API server has not answered", http.StatusServiceUnavailable)
+		case !(*f)(ctx):
+			http.Error(w, "caches are not synced", http.StatusServiceUnavailable)
+		default:
+			fmt.Fprintln(w, "ok")
+		}
+	})
+	return serve(ctx, l, mux)
 }
 
 // serveMetrics waits for its port: another replica on this node may have it.
