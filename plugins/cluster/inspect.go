@@ -157,7 +157,7 @@ func inspectCommand(args []string) []string {
 // inspectError prefers what the command said to its exit code.
 func inspectError(node string, args []string, said string, err error) error {
 	said = strings.TrimSpace(said)
-	said = strings.TrimPrefix(said, "Error: ")
+	said = strings.TrimPrefix(strings.TrimPrefix(said, "Error: "), "cilium-agent: ")
 	if said != "" {
 		said, _, _ = strings.Cut(said, "\n")
 		return fmt.Errorf("node/%s: inspect %s: %s", node, args[0], flow.Safe(said))

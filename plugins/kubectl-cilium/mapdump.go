@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -117,7 +118,7 @@ type mapDump struct {
 	Remark  string           `json:"remark,omitempty"`
 }
 
-func (o *mapOptions) dump(ctx context.Context, node string, maps []string) error {
+func (o *mapOptions) dump(ctx context.Context, node string, wanted []string) error {
 	if err := o.output.validate(); err != nil {
 		return usageError{err}
 	}
@@ -125,7 +126,7 @@ func (o *mapOptions) dump(ctx context.Context, node string, maps []string) error
 	if err != nil {
 		return err
 	}
-	tables, err := o.read(ctx, c, node, maps)
+	tables, err := o.read(ctx, c, node, wanted)
 	if err != nil {
 		return err
 	}
@@ -139,7 +140,7 @@ func (o *mapOptions) dump(ctx context.Context, node string, maps []string) error
 		dumps := make([]mapDump, 0, len(tables))
 		for _, t := range tables {
 			addNames(t, names, endpoints)
-			dumps = append(dumps, mapDump{t.Map, t.Layout, t.Objects(), t.Remark})
+			dumps = append(dumps, mapDump{t.Map, t.Layout, namedObjects(t), t.Remark})
 		}
 		return o.output.answer(o.Out, "NodeMapDump", struct {
 			Node string    `json:"node"`
@@ -167,8 +168,8 @@ func (o *mapOptions) dump(ctx context.Context, node string, maps []string) error
 }
 
 // read reads one map, or every map of the newest layout that has rows to show.
-func (o *mapOptions) read(ctx context.Context, c *cluster.Cluster, node string, maps []string) ([]*maptable.Table, error) {
-	all := len(maps) == 0
+func (o *mapOptions) read(ctx context.Context, c *cluster.Cluster, node string, wanted []string) ([]*maptable.Table, error) {
+	all := len(wanted) == 0
 	if all {
 		infos, err := c.Maps(ctx, node)
 		if err != nil {
@@ -176,12 +177,12 @@ func (o *mapOptions) read(ctx context.Context, c *cluster.Cluster, node string, 
 		}
 		for i, m := range infos {
 			if m.Type != "RingBuf" && (i == 0 || infos[i-1].Name != m.Name) {
-				maps = append(maps, m.Name)
+				wanted = append(wanted, m.Name)
 			}
 		}
 	}
 	var tables []*maptable.Table
-	for _, name := range maps {
+	for _, name := range wanted {
 		t, err := c.Map(ctx, node, name)
 		switch {
 		case err == nil:
@@ -284,6 +285,18 @@ func columnTitle(name string) string {
 	return strings.ToUpper(b.String())
 }
 
+// namedObjects are a table's rows as objects, without names that are not known.
+func namedObjects(t *maptable.Table) []map[string]any {
+	all := t.Objects()
+	for _, o := range all {
+		maps.DeleteFunc(o, func(column string, value any) bool { return strings.HasSuffix(column, nameSuffix) && value == "" })
+	}
+	return all
+}
+
+// nameSuffix ends the name of a column that holds another one's names.
+const nameSuffix = "Name"
+
 // addNames adds a column NAMEName beside each column whose fields have names.
 func addNames(t *maptable.Table, names *cluster.Names, endpoints map[string]string) {
 	columns := len(t.Columns)
@@ -294,7 +307,7 @@ func addNames(t *maptable.Table, names *cluster.Names, endpoints map[string]stri
 		default:
 			continue
 		}
-		t.Columns = append(t.Columns, maptable.Column{Name: c.Name + "Name", Kind: maptable.Text})
+		t.Columns = append(t.Columns, maptable.Column{Name: c.Name + nameSuffix, Kind: maptable.Text})
 		for r := range t.Rows {
 			t.Rows[r] = append(t.Rows[r], fieldName(c.Kind, maptable.FieldText(t.Rows[r][i]), names, endpoints))
 		}

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/bpf"
 	"github.com/kube-cilium/kube-cilium/plugins/cluster"
 )
 
@@ -60,11 +62,40 @@ type Workload struct {
 	Updated int32  `json:"updated"`
 }
 
-// Usage is how many pod addresses are taken.
+// Usage is how many pod addresses of one family are taken. An IPv6 prefix has more than can be counted: then Total is
+// the largest number.
 type Usage struct {
 	Used    int64 `json:"used"`
 	Resting int64 `json:"resting"`
 	Total   int64 `json:"total"`
+}
+
+func (u *Usage) add(v Usage) {
+	u.Used += v.Used
+	u.Resting += v.Resting
+	if u.Total > math.MaxInt64-v.Total {
+		u.Total = math.MaxInt64
+	} else {
+		u.Total += v.Total
+	}
+}
+
+// Usages are both families; nil where no prefix of the family is in use.
+type Usages struct {
+	IPv4 *Usage `json:"ipv4,omitempty"`
+	IPv6 *Usage `json:"ipv6,omitempty"`
+}
+
+// of is the usage of one family, made where it is not there yet.
+func (u *Usages) of(family6 bool) *Usage {
+	p := &u.IPv4
+	if family6 {
+		p = &u.IPv6
+	}
+	if *p == nil {
+		*p = &Usage{}
+	}
+	return *p
 }
 
 // NodeSummary is one node's line.
@@ -76,7 +107,7 @@ type NodeSummary struct {
 	AgentVersion string   `json:"agentVersion,omitempty"`
 	Addresses    []string `json:"addresses,omitempty"`
 	PodCIDRs     []string `json:"podCIDRs,omitempty"`
-	IPAM         Usage    `json:"ipam"`
+	IPAM         Usages   `json:"ipam"`
 	Endpoints    int32    `json:"endpoints"`
 	Routing      string   `json:"routing,omitempty"`
 	Masquerade   string   `json:"masquerade,omitempty"`
@@ -98,7 +129,7 @@ type Summary struct {
 	ConfigConditions []metav1.Condition `json:"configConditions,omitempty"`
 	NodesReady       int                `json:"nodesReady"`
 	NodesTotal       int                `json:"nodesTotal"`
-	IPAM             Usage              `json:"ipam"`
+	IPAM             Usages             `json:"ipam"`
 	Endpoints        int64              `json:"endpoints"`
 	// Routing, Masquerade, Versions and Images count nodes or pods.
 	Routing    map[string]int `json:"routing,omitempty"`
@@ -412,6 +443,11 @@ func (out *Summary) lease(s *Snapshot, node string) {
 	}
 }
 
+// arrays have every entry from the beginning: their fill means nothing.
+var arrays = map[string]bool{
+	bpf.MapsMapMetrics: true, bpf.MapsMapLiveSettings: true, bpf.MapsMapHooks: true, bpf.MapsMapDropBudgets: true,
+}
+
 // mapFull is the fill from which on a map is worth a warning.
 const mapFull = 0.9
 
@@ -429,13 +465,11 @@ func (out *Summary) report(s *Snapshot, node *corev1.Node, line *NodeSummary, ge
 	line.AgentVersion, line.Endpoints, line.Routing, line.Masquerade = r.AgentVersion, r.Endpoints, r.Routing, r.Masquerade
 	line.Devices, line.PodMTU, line.Kernel = r.Devices, r.PodMTU, r.Kernel.Release
 	for _, u := range r.IPAM {
-		line.IPAM.Used += u.Used
-		line.IPAM.Resting += u.Resting
-		line.IPAM.Total += u.Total
+		six := strings.Contains(u.Prefix, ":")
+		usage := Usage{u.Used, u.Resting, u.Total}
+		line.IPAM.of(six).add(usage)
+		out.IPAM.of(six).add(usage)
 	}
-	out.IPAM.Used += line.IPAM.Used
-	out.IPAM.Resting += line.IPAM.Resting
-	out.IPAM.Total += line.IPAM.Total
 	out.Endpoints += int64(r.Endpoints)
 	count(out.Routing, r.Routing)
 	count(out.Masquerade, r.Masquerade)
@@ -447,11 +481,13 @@ func (out *Summary) report(s *Snapshot, node *corev1.Node, line *NodeSummary, ge
 	if r.ObservedConfigGeneration < generation {
 		out.warn(object, "generation %d of ciliumconfig/%s is not in force here yet, %d is", generation, v1alpha1.ConfigName, r.ObservedConfigGeneration)
 	}
-	if u := line.IPAM; u.Total > 0 && u.Used+u.Resting >= u.Total {
-		out.warn(object, "every pod address is taken: %d used and %d resting of %d", u.Used, u.Resting, u.Total)
+	for family, u := range map[string]*Usage{"IPv4": line.IPAM.IPv4, "IPv6": line.IPAM.IPv6} {
+		if u != nil && u.Total > 0 && u.Used+u.Resting >= u.Total {
+			out.warn(object, "every %s pod address is taken: %d used and %d resting of %d", family, u.Used, u.Resting, u.Total)
+		}
 	}
 	for _, m := range r.Maps {
-		if m.Entries > 0 && m.MaxEntries > 0 && float64(m.Entries) >= mapFull*float64(m.MaxEntries) {
+		if !arrays[m.Name] && m.Entries > 0 && m.MaxEntries > 0 && float64(m.Entries) >= mapFull*float64(m.MaxEntries) {
 			out.warn(object, "map %s is %d%% full: %d of %d entries", m.Name, 100*m.Entries/m.MaxEntries, m.Entries, m.MaxEntries)
 		}
 	}

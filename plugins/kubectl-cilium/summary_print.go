@@ -27,7 +27,7 @@ func printSummary(out io.Writer, s *Summary, wide, verbose bool, color colors) e
 	t.row("Nodes:", color.good(s.NodesReady == s.NodesTotal, fmt.Sprintf("%d/%d ready", s.NodesReady, s.NodesTotal)))
 	t.row("Routing:", shares(s.Routing))
 	t.row("Masquerade:", shares(s.Masquerade))
-	t.row("IPAM:", fmt.Sprintf("%d of %d pod addresses used, %d resting", s.IPAM.Used, s.IPAM.Total, s.IPAM.Resting))
+	t.row("IPAM:", usagesText(s.IPAM, true))
 	t.row("Endpoints:", strconv.FormatInt(s.Endpoints, 10))
 	t.row("Versions:", shares(s.Versions))
 	t.row("Images:", shares(s.Images))
@@ -107,7 +107,7 @@ func printNodes(out io.Writer, nodes []NodeSummary, wide, headers bool, color co
 	for _, n := range nodes {
 		row := []string{
 			n.Name, color.good(n.Ready, strconv.FormatBool(n.Ready)), n.Agent, list(n.Addresses), list(n.PodCIDRs),
-			fmt.Sprintf("%d/%d", n.IPAM.Used, n.IPAM.Total), strconv.Itoa(int(n.Endpoints)), orNone(n.AgentVersion),
+			usagesText(n.IPAM, false), strconv.Itoa(int(n.Endpoints)), orNone(n.AgentVersion),
 		}
 		if wide {
 			row = append(row, orNone(n.Routing), orNone(n.Masquerade), list(n.Devices), orNone(zeroEmpty(int64(n.PodMTU))), orNone(n.Kernel))
@@ -115,6 +115,41 @@ func printNodes(out io.Writer, nodes []NodeSummary, wide, headers bool, color co
 		t.row(row...)
 	}
 	return t.flush()
+}
+
+// usagesText is used/total of each family; a total that nobody can use up is left out.
+func usagesText(u Usages, long bool) string {
+	var all []string
+	for _, f := range []struct {
+		name string
+		*Usage
+	}{{"IPv4", u.IPv4}, {"IPv6", u.IPv6}} {
+		if f.Usage == nil {
+			continue
+		}
+		text := strconv.FormatInt(f.Used, 10)
+		if f.Total < endless {
+			text += "/" + strconv.FormatInt(f.Total, 10)
+		}
+		if long {
+			text = f.name + " " + text + " addresses used"
+			if f.Resting > 0 {
+				text += fmt.Sprintf(" and %d resting", f.Resting)
+			}
+		}
+		all = append(all, text)
+	}
+	return orNone(strings.Join(all, ", "))
+}
+
+// endless is more addresses than a node could ever give.
+const endless = 1 << 32
+
+func totalText(n int64) string {
+	if n >= endless {
+		return "-"
+	}
+	return strconv.FormatInt(n, 10)
 }
 
 func list(all []string) string { return orNone(strings.Join(all, ",")) }
@@ -199,7 +234,7 @@ func mapRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
 
 func ipamRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
 	for _, u := range r.IPAM {
-		rows = append(rows, []string{u.Prefix, strconv.FormatInt(u.Used, 10), strconv.FormatInt(u.Resting, 10), strconv.FormatInt(u.Total, 10)})
+		rows = append(rows, []string{u.Prefix, strconv.FormatInt(u.Used, 10), strconv.FormatInt(u.Resting, 10), totalText(u.Total)})
 	}
 	return rows
 }
@@ -233,13 +268,16 @@ func fill(n, limit int64) string {
 	return fmt.Sprintf("%d%%", 100*n/limit)
 }
 
-// bytesText is an amount in a unit that leaves up to four digits.
+// bytesText is an amount in the largest unit of which it has at least one.
 func bytesText(n int64) string {
 	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
 	value, u := float64(n), 0
-	for value >= 10000 && u < len(units)-1 {
+	for value >= 1024 && u < len(units)-1 {
 		value /= 1024
 		u++
+	}
+	if u > 0 && value < 10 {
+		return fmt.Sprintf("%.1f %s", value, units[u])
 	}
 	return fmt.Sprintf("%.0f %s", value, units[u])
 }

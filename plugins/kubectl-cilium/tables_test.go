@@ -131,9 +131,9 @@ func TestMapsTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	if want := `MAP         LAYOUT   TYPE          ENTRIES   MAX    FILL   MEMORY
-conntrack   2        LRUHash       100       1000   10%    5120 KiB
-metrics     1        PerCPUArray   -         2560   -      4096 B
-total                                                      5124 KiB
+conntrack   2        LRUHash       100       1000   10%    5.0 MiB
+metrics     1        PerCPUArray   -         2560   -      4.0 KiB
+total                                                      5.0 MiB
 `; out.String() != want {
 		t.Errorf("got\n%swant\n%s", out.String(), want)
 	}

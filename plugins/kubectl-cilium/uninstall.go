@@ -18,6 +18,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -273,8 +274,9 @@ func (o *uninstallOptions) untaint(ctx context.Context, c *cluster.Cluster, node
 	return nil
 }
 
-// removeObjects removes what the installation made. It is found by what it belongs to, not by labels: the kinds of
-// our group, the admission policies named in it, the bindings to our service accounts with their roles, the namespace.
+// removeObjects removes what the installation made. It is found by what it belongs to, not by labels: the kinds of our
+// group, the admission policies named in it, the bindings to our service accounts, the roles cilium-* that speak of
+// our group, and the namespace with all that is in it.
 func (o *uninstallOptions) removeObjects(ctx context.Context, c *cluster.Cluster) error {
 	group := "." + v1alpha1.GroupVersion.Group
 	ours := func(name string) bool { return strings.HasSuffix(name, group) }
@@ -290,6 +292,14 @@ func (o *uninstallOptions) removeObjects(ctx context.Context, c *cluster.Cluster
 	if err := o.removeRoles(ctx, c); err != nil {
 		return err
 	}
+	where := metav1.ObjectMeta{Namespace: cluster.Namespace, Name: cluster.OperatorName}
+	if err := o.remove(ctx, c, "deployment.apps/"+where.Name, &appsv1.Deployment{ObjectMeta: where}); err != nil {
+		return err
+	}
+	where.Name = cluster.AgentName
+	if err := o.remove(ctx, c, "daemonset.apps/"+where.Name, &appsv1.DaemonSet{ObjectMeta: where}); err != nil {
+		return err
+	}
 	return o.remove(ctx, c, "namespace/"+cluster.Namespace, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: cluster.Namespace}})
 }
 
@@ -302,12 +312,14 @@ func (o *uninstallOptions) removeNamed(ctx context.Context, c *cluster.Cluster, 
 		return err
 	}
 	for i := range all.Items {
-		one := &all.Items[i]
-		if !ours(one.Name) {
+		name := all.Items[i].Name
+		if !ours(name) {
 			continue
 		}
+		one := &unstructured.Unstructured{}
 		one.SetGroupVersionKind(gvk)
-		if err := o.remove(ctx, c, strings.ToLower(gvk.Kind)+"."+gvk.Group+"/"+one.Name, one); err != nil {
+		one.SetName(name)
+		if err := o.remove(ctx, c, strings.ToLower(gvk.Kind)+"."+gvk.Group+"/"+name, one); err != nil {
 			return err
 		}
 	}
@@ -332,11 +344,18 @@ func (o *uninstallOptions) removeRoles(ctx context.Context, c *cluster.Cluster) 
 		if err := o.remove(ctx, c, "clusterrolebinding.rbac.authorization.k8s.io/"+b.Name, b); err != nil {
 			return err
 		}
-		if b.RoleRef.Name != cluster.AgentName && b.RoleRef.Name != cluster.OperatorName {
-			continue // somebody else's, such as view
+	}
+	var roles rbacv1.ClusterRoleList
+	if err := c.List(ctx, &roles); err != nil {
+		return err
+	}
+	for i := range roles.Items {
+		r := &roles.Items[i]
+		ours := slices.ContainsFunc(r.Rules, func(p rbacv1.PolicyRule) bool { return slices.Contains(p.APIGroups, v1alpha1.GroupVersion.Group) })
+		if !ours || !strings.HasPrefix(r.Name, "cilium-") {
+			continue // somebody else's, such as view, into which ours are aggregated
 		}
-		role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: b.RoleRef.Name}}
-		if err := o.remove(ctx, c, "clusterrole.rbac.authorization.k8s.io/"+role.Name, role); err != nil {
+		if err := o.remove(ctx, c, "clusterrole.rbac.authorization.k8s.io/"+r.Name, r); err != nil {
 			return err
 		}
 	}

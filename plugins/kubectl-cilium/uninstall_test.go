@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/internal/testenv"
+	"github.com/kube-cilium/kube-cilium/plugins/cluster"
+)
+
+// kubelets plays the part of kubelets for the pods that clean nodes: it lets them end well, but those of bad nodes.
+func kubelets(ctx context.Context, t *testing.T, c client.Client, bad func(node string) bool, seen func(*corev1.Pod)) {
+	for ctx.Err() == nil {
+		var pods corev1.PodList
+		if err := c.List(ctx, &pods, client.InNamespace(cluster.Namespace)); err == nil {
+			for i := range pods.Items {
+				p := &pods.Items[i]
+				if p.Status.Phase != corev1.PodPending || !strings.HasPrefix(p.Name, uninstallPrefix) {
+					continue
+				}
+				seen(p)
+				p.Status.Phase = corev1.PodSucceeded
+				if bad(p.Spec.NodeName) {
+					p.Status.Phase = corev1.PodFailed
+					p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "agent", Image: "i", ImageID: "i", State: corev1.ContainerState{
+						Terminated: &corev1.ContainerStateTerminated{ExitCode: 1, Message: "remove pins:\x1b[31m busy\n"},
+					}}}
+				}
+				if err := c.Status().Update(ctx, p); err != nil && ctx.Err() == nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
+					t.Error(err)
+				}
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// The whole installation as it is shipped is removed from a real API server: refused first, then with one node that
+// cannot be cleaned, then again.
+func TestUninstall(t *testing.T) {
+	env := testenv.Start(t)
+	c, err := client.New(env.Config, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := env.Kubectl("apply", "--server-side", "-k", filepath.Join(testenv.Root(), "config", "default")); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, name := range []string{"worker-1", "worker-2"} {
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{Taints: []corev1.Taint{
+			{Key: v1alpha1.TaintAgentNotReady, Effect: corev1.TaintEffectNoSchedule}, {Key: "other", Effect: corev1.TaintEffectNoSchedule},
+		}}}
+		if err := c.Create(t.Context(), node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, node := range []*corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "windows", Labels: map[string]string{corev1.LabelOSStable: "windows"}}}} {
+		if err := c.Create(t.Context(), node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plugin := func(stdin string, args ...string) (code int, stdout, stderr string) {
+		var out, errOut bytes.Buffer
+		streams := genericiooptions.IOStreams{In: strings.NewReader(stdin), Out: &out, ErrOut: &errOut}
+		code = run(t.Context(), streams, append([]string{"--kubeconfig", env.Kubeconfig}, args...))
+		return code, out.String(), errOut.String()
+	}
+
+	code, out, errOut := plugin("no\n", "uninstall")
+	if code != 1 || out != "" || !strings.Contains(errOut, "the network of 2 nodes") || !strings.Contains(errOut, "nothing was changed") {
+		t.Fatalf("not confirmed: exit %d, %q, %q", code, out, errOut)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	broken := true
+	var cleaners []*corev1.Pod
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		kubelets(ctx, t, c, func(node string) bool { return broken && node == "worker-2" }, func(p *corev1.Pod) { cleaners = append(cleaners, p) })
+	}()
+	code, out, errOut = plugin("yes\n", "uninstall", "--node-timeout", "20s")
+	if code != 1 || out != "" {
+		t.Fatalf("with a broken node: exit %d, %q, %q", code, out, errOut)
+	}
+	for _, want := range []string{"node/worker-1: clean (1/2)", `node/worker-2: pod/cilium-uninstall-worker-2 failed: exit code 1: remove pins:\x1b[31m busy (2/2)`, "1 of 2 nodes were not cleaned: worker-2"} {
+		if !strings.Contains(errOut, want) {
+			t.Errorf("stderr lacks %q:\n%s", want, errOut)
+		}
+	}
+	if err := c.Get(t.Context(), client.ObjectKey{Namespace: cluster.Namespace, Name: cluster.AgentName}, &appsv1.DaemonSet{}); err != nil {
+		t.Errorf("the template is gone: %v", err)
+	}
+	cancel()
+	<-done
+	if len(cleaners) != 2 {
+		t.Fatalf("%d pods cleaned", len(cleaners))
+	}
+	spec := cleaners[0].Spec
+	if len(spec.Containers) != 1 || !spec.HostNetwork || spec.RestartPolicy != corev1.RestartPolicyNever || spec.Containers[0].LivenessProbe != nil ||
+		!slices.Equal(spec.Containers[0].Args, []string{"inspect", "uninstall", "--yes"}) || len(spec.NodeSelector) != 0 {
+		t.Errorf("the pod that cleans: %+v", spec)
+	}
+
+	// The second time the node can be cleaned.
+	ctx, cancel = context.WithCancel(t.Context())
+	broken = false
+	done = make(chan struct{})
+	go func() {
+		defer close(done)
+		kubelets(ctx, t, c, func(string) bool { return false }, func(*corev1.Pod) {})
+	}()
+	code, out, errOut = plugin("", "uninstall", "--yes", "--node-timeout", "20s")
+	cancel()
+	<-done
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, errOut)
+	}
+	for _, want := range []string{"namespace/kube-cilium-system deleted", "clusterrole.rbac.authorization.k8s.io/cilium-agent deleted",
+		"customresourcedefinition.apiextensions.k8s.io/ciliumconfigs.kube-cilium.io deleted", "validatingadmissionpolicy.admissionregistration.k8s.io/"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("stdout lacks %q:\n%s", want, out)
+		}
+	}
+	var node corev1.Node
+	if err := c.Get(t.Context(), client.ObjectKey{Name: "worker-1"}, &node); err != nil || findTaint(&node, v1alpha1.TaintAgentNotReady) || !findTaint(&node, "other") {
+		t.Errorf("taints %+v, %v", node.Spec.Taints, err)
+	}
+	nothingLeft(t, env)
+
+	code, _, errOut = plugin("", "uninstall", "--yes")
+	if code != 0 {
+		t.Errorf("with nothing to do: exit %d: %s", code, errOut)
+	}
+}
+
+// nothingLeft looks for what the installation made: all of it but the namespace, which ends by itself where a
+// controller manager runs.
+func nothingLeft(t *testing.T, env *testenv.Env) {
+	t.Helper()
+	shipped, err := env.Kubectl("kustomize", filepath.Join(testenv.Root(), "config", "default"))
+	if err != nil {
+		t.Fatalf("%v: %s", err, shipped)
+	}
+	file := filepath.Join(t.TempDir(), "shipped.yaml")
+	if err := os.WriteFile(file, []byte(shipped), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, _ := env.Kubectl("get", "--ignore-not-found", "-o", "name", "-f", file) // objects of kinds that are gone: no matter
+	for line := range strings.SplitSeq(strings.TrimSpace(out), "\n") {
+		kind, name, _ := strings.Cut(line, "/")
+		if strings.HasPrefix(kind, "cluster") || strings.HasPrefix(kind, "custom") || strings.HasPrefix(kind, "validating") {
+			t.Errorf("left behind: %s/%s", kind, name)
+		}
+	}
+}
