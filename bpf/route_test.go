@@ -12,6 +12,7 @@ import (
 // TestFromPodRoutes sends a first packet to each kind of address.
 func TestFromPodRoutes(t *testing.T) {
 	both(t, func(t *testing.T, v6 bool) {
+		w := newWorld(t, nil)
 		hop := func(p *packet) { p.ttl = 63 }
 		toB := func(p *packet) { p.ttl, p.smac, p.dmac = 63, hostB, podBMAC }
 		masqueraded := func(p *packet) { p.ttl, p.src = 63, pick(v6, node4, node6) }
@@ -35,7 +36,8 @@ func TestFromPodRoutes(t *testing.T) {
 			{"service address", svc4, svc6, bpf.MapsReasonDROP_NO_SERVICE_BACKEND, shot, nil, 0, 0},
 		} {
 			t.Run(c.name, func(t *testing.T) {
-				w := newWorld(t, nil)
+				w.t = t
+				w.reset()
 				in := fromA(pick(v6, c.v4, c.v6))
 				o := w.run("from_pod", in.frame())
 				var want []byte
