@@ -70,7 +70,11 @@ func TestTCXAndClsactTakeTurns(t *testing.T) {
 		t.Helper()
 		var want []string
 		for hook := range hooks {
-			want = append(want, hookName(hook)+" "+way)
+			one := way
+			if way == "tcx" && slices.Contains(podHooks, hook) {
+				one = "clsact"
+			}
+			want = append(want, hookName(hook)+" "+one)
 		}
 		slices.Sort(want)
 		if got := ways(t, hooks); !slices.Equal(got, want) {
@@ -213,6 +217,31 @@ func TestOthersProgramsStay(t *testing.T) {
 	if n := tcxOn(t, up.index, ebpf.AttachTCXIngress); n != 1 {
 		t.Errorf("%d programs, want theirs", n)
 	}
+}
+
+// Whoever takes the filters off a pod's interface has them back at once.
+func TestFiltersComeBack(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	p := f.addPod(d, 5)
+	must(t, d.SetPods([]Pod{p}))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- d.Run(ctx) }()
+	defer func() {
+		cancel()
+		must(t, <-done)
+	}()
+	time.Sleep(2 * settleTime)
+	must(t, netlink.QdiscDel(clsactOn(p.device())))
+	hooks := map[bpf.Hook]device{bpf.MapsHookHOOK_FROM_POD: p.device(), bpf.MapsHookHOOK_TO_POD: p.device()}
+	for range 40 {
+		if slices.Equal(ways(t, hooks), []string{"from_pod clsact", "to_pod clsact"}) {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Errorf("attached: %v", ways(t, hooks))
 }
 
 // Uplinks that come, go and change are taken up while the agent runs.

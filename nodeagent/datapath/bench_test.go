@@ -5,8 +5,11 @@ package datapath
 import (
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 )
 
 // BenchmarkAddPod is what the datapath adds to a CNI ADD; the interface is made outside the clock.
@@ -22,6 +25,41 @@ func BenchmarkAddPod(b *testing.B) {
 		must(b, d.RemovePod(1))
 		b.StartTimer()
 	}
+}
+
+// BenchmarkAddPods is the same with eight at a time.
+func BenchmarkAddPods(b *testing.B) {
+	f := newFixture(b)
+	d := f.start(f.config())
+	const width = 8
+	next := uint16(0)
+	var times []time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		pods := make([]Pod, width)
+		for i := range pods {
+			next++
+			pods[i] = f.pod(next)
+		}
+		b.StartTimer()
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for _, p := range pods {
+			wg.Go(func() {
+				start := time.Now()
+				if err := d.AddPod(p); err != nil {
+					b.Error(err)
+				}
+				mu.Lock()
+				times = append(times, time.Since(start))
+				mu.Unlock()
+			})
+		}
+		wg.Wait()
+	}
+	slices.Sort(times)
+	b.ReportMetric(float64(times[len(times)/2].Microseconds())/1000, "p50-ms")
+	b.ReportMetric(float64(times[len(times)*99/100].Microseconds())/1000, "p99-ms")
 }
 
 // BenchmarkRestart is an agent's start on a node that runs: everything is adopted.

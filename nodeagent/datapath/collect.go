@@ -164,6 +164,10 @@ func (d *Datapath) collect(ctx context.Context) (int, error) {
 	if err == nil {
 		fragments, err = d.maps.open[bpf.MapsMapFragments].Clone()
 	}
+	var pruned error
+	if d.podsKnown {
+		pruned = d.pruneUnanswered()
+	}
 	ids := d.unansweredIDs()
 	d.mu.Unlock()
 	if err != nil {
@@ -205,7 +209,7 @@ func (d *Datapath) collect(ctx context.Context) (int, error) {
 	count := int64(0)
 	err = eachEntry(fragments, batch, func(bpf.FragmentKey, bpf.Fragment) bool { count++; return true })
 	d.gc.set(bpf.MapsMapFragments, count)
-	return removed, err
+	return removed, errors.Join(pruned, err)
 }
 
 func (c *collector) set(name string, n int64) {

@@ -86,6 +86,10 @@ type Datapath struct {
 	log    logr.Logger
 	sysctl *procSysNet
 
+	// wiring is held for writing while programs, maps or devices are exchanged, and for reading while one pod is
+	// wired: the kernel lets that wait (see AddPod), and many pods come at once. mu guards everything below but what
+	// only the holder of wiring changes: maps, progs, attach, cfg. It is taken after wiring.
+	wiring sync.RWMutex
 	mu     sync.Mutex
 	kernel *kernel
 	maps   *mapSet
@@ -121,6 +125,8 @@ type Datapath struct {
 	routesKnown bool
 	routes      []Route
 
+	// spare makes tables of unanswered flows ahead of the pods that will want them.
+	spare spare
 	// health is what the last Configure or repair said.
 	health error
 
@@ -200,6 +206,9 @@ func checkMount(path string, magic int64, missing error) error {
 
 // Close gives back file descriptors. Everything in the kernel stays and goes on.
 func (d *Datapath) Close() error {
+	d.spare.Wait()
+	d.wiring.Lock()
+	defer d.wiring.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.progs.close()

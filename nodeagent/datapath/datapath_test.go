@@ -12,6 +12,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+
+	"github.com/kube-cilium/kube-cilium/bpf"
 )
 
 // ids gives the kernel's number of everything that is pinned.
@@ -57,7 +59,8 @@ func TestRestartChangesNothing_CVE_2023_27595(t *testing.T) {
 	p, q := f.addPod(d, 7), f.addPod(d, 8)
 	must(t, d.SetPods([]Pod{p, q}))
 	running := f.flows(p, q)
-	before := f.ids()
+	podFilters := map[bpf.Hook]device{bpf.MapsHookHOOK_FROM_POD: p.device(), bpf.MapsHookHOOK_TO_POD: p.device()}
+	before, filters := f.ids(), filterIDs(t, podFilters)
 	for range 3 {
 		must(t, d.Close())
 		d = f.start(f.config())
@@ -65,10 +68,13 @@ func TestRestartChangesNothing_CVE_2023_27595(t *testing.T) {
 	}
 	time.Sleep(100 * time.Millisecond)
 	running.end(t, 0)
+	if after := filterIDs(t, podFilters); len(filters) != 2 || !maps.Equal(filters, after) {
+		t.Errorf("restart changed filters: before %v after %v", filters, after)
+	}
 	if after := f.ids(); !maps.Equal(before, after) {
 		t.Errorf("restart changed kernel objects:\nbefore %v\nafter  %v", before, after)
 	}
-	for _, want := range []string{"links/from_pod_" + p.Interface, "links/to_pod_" + p.Interface, "links/from_netdev_up0",
+	for _, want := range []string{"links/from_netdev_up0",
 		"links/to_netdev_up0", "links/from_overlay_kc_vxlan", "links/to_overlay_kc_vxlan", "links/connect4", "links/getpeername6"} {
 		if _, ok := before[want]; !ok {
 			t.Errorf("no pin %s in %v", want, before)

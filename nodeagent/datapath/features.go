@@ -43,7 +43,7 @@ const (
 func probes() []probe {
 	return []probe{
 		{v1alpha1.FeatureTCX, probeTCX, false,
-			"programs are attached by TCX links", "programs are attached as clsact filters"},
+			"uplinks and the tunnel device have TCX links, pods' interfaces clsact filters", "every device has clsact filters"},
 		{v1alpha1.FeatureRedirectPeer, helperProbe(ebpf.SchedCLS, asm.FnRedirectPeer), false,
 			"straight into the pod's namespace", "redirect to the host's end of the pod's interface"},
 		{v1alpha1.FeatureRedirectNeigh, helperProbe(ebpf.SchedCLS, asm.FnRedirectNeigh), false,

@@ -149,14 +149,7 @@ func (d *Datapath) Programs() []ProgramInfo {
 		if err := hooks.Lookup(uint32(p.Hook), &id); err != nil {
 			continue
 		}
-		ways := map[string]int{}
-		for _, how := range d.attach.attached[p.Hook] {
-			ways[how]++
-		}
-		info := ProgramInfo{Name: p.Name, ID: id, Attach: "tcx", Devices: len(d.attach.attached[p.Hook])}
-		if !d.attach.tcx {
-			info.Attach = "clsact"
-		}
+		info := ProgramInfo{Name: p.Name, ID: id, Attach: d.attach.way(p.Hook), Devices: len(d.attach.devices(p.Hook))}
 		info.Tag, _ = tagOf(id)
 		out = append(out, info)
 	}

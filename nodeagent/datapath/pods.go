@@ -61,6 +61,8 @@ func (p Pod) check(limit uint32) error {
 // SetPods makes the given pods the only ones: endpoints, interfaces, tables of unanswered flows; and, once Configure
 // was called, their stubs, sysctls, routes and neighbours.
 func (d *Datapath) SetPods(pods []Pod) error {
+	d.wiring.Lock()
+	defer d.wiring.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	wanted := map[uint16]Pod{}
@@ -92,11 +94,12 @@ func (d *Datapath) SetPods(pods []Pod) error {
 }
 
 // AddPod adds or replaces one pod; when it returns without an error, the pod's datapath is complete. It answers
-// ErrNotConfigured before Configure has succeeded.
+// ErrNotConfigured before Configure has succeeded. Calls for different pods go side by side: the kernel makes each
+// wait for a grace period or two, in which every CPU must have been idle once.
 func (d *Datapath) AddPod(pod Pod) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !d.done {
+	d.wiring.RLock()
+	defer d.wiring.RUnlock()
+	if !d.configured() {
 		return ErrNotConfigured
 	}
 	if err := pod.check(d.maxEndpoints()); err != nil {
@@ -109,13 +112,8 @@ func (d *Datapath) AddPod(pod Pod) error {
 	if err := d.ensureUnanswered(pod.ID); err != nil {
 		return err
 	}
-	wanted := maps.Clone(d.pods)
-	if wanted == nil {
-		wanted = map[uint16]Pod{}
-	}
-	old, had := wanted[pod.ID]
-	wanted[pod.ID] = pod
-	if err := d.writePods(wanted, d.podsKnown); err != nil {
+	old, had, err := d.recordPod(pod)
+	if err != nil {
 		return err
 	}
 	if had && old.Ifindex != pod.Ifindex {
@@ -123,33 +121,62 @@ func (d *Datapath) AddPod(pod Pod) error {
 			return err
 		}
 	}
-	d.noteDeparted(wanted)
-	d.pods = wanted
+	d.spareAfter(pod.ID)
 	return d.wirePod(pod)
 }
 
-// RemovePod takes one pod away; one that is gone is no error. Its interface is the caller's to remove, before or after.
-func (d *Datapath) RemovePod(id uint16) error {
+func (d *Datapath) configured() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.done
+}
+
+// recordPod writes the pod's entries and gives the pod that had the id before.
+func (d *Datapath) recordPod(pod Pod) (old Pod, had bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	wanted := maps.Clone(d.pods)
 	if wanted == nil {
 		wanted = map[uint16]Pod{}
 	}
-	pod, had := wanted[id]
-	delete(wanted, id)
-	if err := d.removeEntries(id); err != nil {
-		return err
+	old, had = wanted[pod.ID]
+	wanted[pod.ID] = pod
+	if err := d.writePods(wanted, d.podsKnown); err != nil {
+		return old, had, err
 	}
 	d.noteDeparted(wanted)
 	d.pods = wanted
-	if err := d.dropUnanswered(id); err != nil {
+	return old, had, nil
+}
+
+// RemovePod takes one pod away; one that is gone is no error. Its interface is the caller's to remove, better before
+// than after: what is attached then goes with it. The table of unanswered flows stays for whoever comes next under
+// the id, or until the collector's next round.
+func (d *Datapath) RemovePod(id uint16) error {
+	d.wiring.RLock()
+	defer d.wiring.RUnlock()
+	pod, had, err := d.forgetPod(id)
+	if err != nil || !had {
 		return err
 	}
-	if !had {
-		return nil
-	}
 	return errors.Join(d.removePodRoutes(pod), d.detachPod(pod))
+}
+
+func (d *Datapath) forgetPod(id uint16) (pod Pod, had bool, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	wanted := maps.Clone(d.pods)
+	if wanted == nil {
+		wanted = map[uint16]Pod{}
+	}
+	pod, had = wanted[id]
+	delete(wanted, id)
+	if err := d.removeEntries(id); err != nil {
+		return pod, had, err
+	}
+	d.noteDeparted(wanted)
+	d.pods = wanted
+	return pod, had, nil
 }
 
 // SetHostAddresses makes the given addresses the host's own.
@@ -428,11 +455,11 @@ func (d *Datapath) dropUnanswered(id uint16) error {
 	return nil
 }
 
-// pruneUnanswered drops the tables of ids that are nobody's. Slot 0 is the host's.
+// pruneUnanswered drops the tables of ids that are nobody's and not next in turn. Slot 0 is the host's.
 func (d *Datapath) pruneUnanswered() error {
 	var errs []error
 	for _, id := range d.unansweredIDs() {
-		if _, ok := d.pods[id]; !ok && id != 0 {
+		if _, ok := d.pods[id]; !ok && id != 0 && !d.spare.holds(id) {
 			errs = append(errs, d.dropUnanswered(id))
 		}
 	}

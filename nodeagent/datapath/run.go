@@ -6,9 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -50,6 +53,8 @@ func (d *Datapath) Run(ctx context.Context) error {
 }
 
 func (d *Datapath) refresh(ctx context.Context) error {
+	d.wiring.Lock()
+	defer d.wiring.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.done {
@@ -120,6 +125,12 @@ func watchOnce(ctx context.Context, tell func()) error {
 	if err := netlink.NeighSubscribeWithOptions(neighbours, done, netlink.NeighSubscribeOptions{ErrorCallback: report}); err != nil {
 		return fmt.Errorf("subscribe to neighbours: %w", err)
 	}
+	qdiscs, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_TC)
+	if err != nil {
+		return fmt.Errorf("subscribe to filters: %w", err)
+	}
+	defer qdiscs.Close()
+	go watchFilters(qdiscs, tell, report)
 	ok := true
 	for ok {
 		select {
@@ -127,16 +138,44 @@ func watchOnce(ctx context.Context, tell func()) error {
 			return nil
 		case err := <-broken:
 			return err
-		case _, ok = <-links:
-		case _, ok = <-addrs:
-		case _, ok = <-routes:
+		case l, open := <-links:
+			// A pod's interface that is made is wired by AddPod.
+			if ok = open; open && IsPodDevice(l.Attrs().Name) && l.Attrs().Flags&net.FlagUp != 0 {
+				continue
+			}
+		case a, open := <-addrs:
+			if ok = open; open && a.LinkAddress.IP.IsLinkLocalUnicast() {
+				continue
+			}
+		case r, open := <-routes:
+			// What we add ourselves is no news.
+			if ok = open; open && r.Type == unix.RTM_NEWROUTE && r.Protocol == routeProtocol {
+				continue
+			}
 		case n, open := <-neighbours:
-			// Those of pods only: the others come and go all day.
-			if ok = open; open && n.State&netlink.NUD_PERMANENT == 0 && n.State != 0 {
+			// Of permanent ones only that they go; the others come and go all day.
+			if ok = open; open && (n.Type == unix.RTM_NEWNEIGH || n.State&netlink.NUD_PERMANENT == 0) {
 				continue
 			}
 		}
 		tell()
 	}
 	return errors.New("subscription ended")
+}
+
+// watchFilters tells when somebody takes a qdisc or a filter off a device: until it is back a pod's packets are
+// judged by nobody.
+func watchFilters(s *nl.NetlinkSocket, tell func(), report func(error)) {
+	for {
+		messages, _, err := s.Receive()
+		if err != nil {
+			report(fmt.Errorf("watch filters: %w", err))
+			return
+		}
+		for _, m := range messages {
+			if m.Header.Type == unix.RTM_DELTFILTER || m.Header.Type == unix.RTM_DELQDISC {
+				tell()
+			}
+		}
+	}
 }
