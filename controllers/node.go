@@ -124,6 +124,9 @@ func judge(node *corev1.Node, report *v1alpha1.CiliumNodeReport, lease *coordina
 	if report == nil {
 		return asItIs
 	}
+	if c := meta.FindStatusCondition(report.Status.Conditions, v1alpha1.ConditionReady); c != nil && c.Reason == v1alpha1.ReasonOtherCNI {
+		return asItIs // another network serves this node
+	}
 	thisBoot := report.Status.BootID == node.Status.NodeInfo.BootID
 	switch {
 	case thisBoot && meta.IsStatusConditionTrue(report.Status.Conditions, v1alpha1.ConditionReady):

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"pgregory.net/rapid"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 )
@@ -146,6 +147,105 @@ func TestPlanNodes(t *testing.T) {
 	}
 }
 
+// TestPrefixWalk walks at random through the lives of nodes, with operators that die between any two writes, and looks
+// at every step at what the agents would see.
+func TestPrefixWalk(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := nodeWorld{now: noon, rest: time.Minute, restLimit: 10 * time.Minute, spec: pool("10.1.0.0/26"), ledger: ledger{}}
+		mask := int32(28) // four prefixes for six names
+		w.spec.IPAM.IPv4.MaskSize = &mask
+		names := []string{"a", "b", "c", "d", "e", "f"}
+		version := 100
+		lastHeld := map[string]time.Time{} // prefix -> when a CiliumNode last had it
+		lastBy := map[string]string{}
+		nodeAt := func(name string) int {
+			return slices.IndexFunc(w.nodes, func(n corev1.Node) bool { return n.Name == name })
+		}
+		cnAt := func(name string) int {
+			return slices.IndexFunc(w.ciliumNodes, func(c v1alpha1.CiliumNode) bool { return c.Name == name })
+		}
+		changed := func() { version++; w.version = fmt.Sprint(version) }
+		changed()
+		name := func(t *rapid.T) string { return rapid.SampledFrom(names).Draw(t, "name") }
+		t.Repeat(map[string]func(*rapid.T){
+			"node comes": func(t *rapid.T) {
+				if n := name(t); nodeAt(n) < 0 {
+					w.nodes = append(w.nodes, corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n, UID: types.UID(fmt.Sprint(version))}})
+				}
+			},
+			"node goes": func(t *rapid.T) {
+				if i := nodeAt(name(t)); i >= 0 {
+					w.nodes = slices.Delete(w.nodes, i, i+1)
+				}
+			},
+			"somebody deletes a CiliumNode": func(t *rapid.T) {
+				if i := cnAt(name(t)); i >= 0 {
+					w.ciliumNodes = slices.Delete(w.ciliumNodes, i, i+1)
+					changed()
+				}
+			},
+			"somebody writes into a CiliumNode": func(t *rapid.T) {
+				// Only free ranges: what others hold is the case of a lost ledger, in a test of its own.
+				if i := cnAt(name(t)); i >= 0 {
+					w.ciliumNodes[i].Spec.PodCIDRs = []string{"192.168.0.0/16"}
+				}
+			},
+			"time": func(t *rapid.T) {
+				w.now = w.now.Add(time.Duration(rapid.IntRange(1, 400).Draw(t, "seconds")) * time.Second)
+			},
+			"agents": func(t *rapid.T) {
+				w.confirmed = map[string]string{}
+				for _, n := range rapid.SliceOfDistinct(rapid.SampledFrom(names), rapid.ID[string]).Draw(t, "alive") {
+					w.confirmed[n] = fmt.Sprint(rapid.IntRange(99, version).Draw(t, "seen"))
+				}
+			},
+			"operator": func(t *rapid.T) {
+				plan := planNodes(w)
+				// It may die after any write; a later one starts from what stands.
+				steps := rapid.IntRange(0, 1+len(plan.gone)+len(plan.write)).Draw(t, "steps before it dies")
+				if steps == 0 {
+					return
+				}
+				w.ledger = plan.ledger
+				for _, cn := range plan.gone[:min(len(plan.gone), steps-1)] {
+					if i := cnAt(cn.Name); i >= 0 {
+						w.ciliumNodes = slices.Delete(slices.Clone(w.ciliumNodes), i, i+1)
+						changed()
+					}
+				}
+				for _, d := range plan.write[:min(len(plan.write), max(0, steps-1-len(plan.gone)))] {
+					cn := ciliumNode(d.node.Name, d.prefixes...)
+					cn.OwnerReferences[0].UID = d.node.UID
+					if i := cnAt(cn.Name); i >= 0 {
+						w.ciliumNodes[i] = cn
+					} else {
+						w.ciliumNodes = append(w.ciliumNodes, cn)
+					}
+					changed()
+				}
+			},
+			"": func(t *rapid.T) {
+				by := map[string]string{}
+				for _, cn := range w.ciliumNodes {
+					for _, p := range cn.Spec.PodCIDRs {
+						if p == "192.168.0.0/16" {
+							continue
+						}
+						if other, ok := by[p]; ok {
+							t.Fatalf("%s is held by %s and %s", p, other, cn.Name)
+						}
+						by[p] = cn.Name
+						if lastBy[p] != "" && lastBy[p] != cn.Name && w.now.Sub(lastHeld[p]) < w.rest {
+							t.Fatalf("%s went from %s to %s after %v", p, lastBy[p], cn.Name, w.now.Sub(lastHeld[p]))
+						}
+						lastBy[p], lastHeld[p] = cn.Name, w.now
+					}
+				}
+			},
+		})
+	})
+}
+
 func TestLedgerReadsWhatItWrites(t *testing.T) {
 	l := freed(time.Second)
 	l["b"] = entry{prefixes: parsePrefixes([]string{"10.2.0.0/24", "fd00::/120"})}
@@ -178,6 +278,8 @@ func nodeReport(name, boot string, conditions ...string) *v1alpha1.CiliumNodeRep
 func TestJudgeNode(t *testing.T) {
 	const ready, datapath = v1alpha1.ConditionReady, v1alpha1.ConditionDatapathReady
 	alive, silent := agentLease("a", 0), agentLease("a", time.Minute)
+	otherCNI := nodeReport("a", "boot")
+	otherCNI.Status.Conditions = []metav1.Condition{{Type: ready, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonOtherCNI}}
 	for _, row := range []struct {
 		name   string
 		report *v1alpha1.CiliumNodeReport
@@ -192,6 +294,7 @@ func TestJudgeNode(t *testing.T) {
 		{"died before the datapath was ready", nodeReport("a", "boot"), silent, closed},
 		{"rebooted, agent not yet back", nodeReport("a", "boot before", ready, datapath), silent, closed},
 		{"rebooted, no lease", nodeReport("a", "boot before", ready, datapath), nil, closed},
+		{"another network serves the node", otherCNI, silent, asItIs},
 		{"rebooted, agent back and starting", nodeReport("a", "boot before", ready, datapath), alive, asItIs},
 	} {
 		node := coreNode("a")

@@ -22,6 +22,10 @@ const (
 	ConditionConnectedToAPI = "ConnectedToAPI"
 )
 
+// ReasonOtherCNI is the reason of Ready=False on a CiliumNodeReport whose agent leaves the node alone, because another
+// network's datapath lives there.
+const ReasonOtherCNI = "OtherCNI"
+
 const (
 	// ConfigName is the name of the one CiliumConfig that is honoured.
 	ConfigName = "default"
