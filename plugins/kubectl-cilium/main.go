@@ -12,7 +12,9 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/go-logr/logr"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/klog/v2"
 
 	"github.com/kube-cilium/kube-cilium/internal/flow"
 	"github.com/kube-cilium/kube-cilium/plugins/kubectlname"
@@ -33,6 +35,7 @@ type usageError struct{ error }
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	klog.SetLogger(logr.Discard()) // the client library's own words about streams that end; errors reach us as values
 	os.Exit(run(ctx, genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}, kubectlname.Args(os.Args)))
 }
 

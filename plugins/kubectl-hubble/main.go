@@ -11,9 +11,11 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/klog/v2"
 
 	"github.com/kube-cilium/kube-cilium/internal/flow"
 	"github.com/kube-cilium/kube-cilium/internal/version"
@@ -38,6 +40,7 @@ type plugin struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	klog.SetLogger(logr.Discard()) // the client library's own words about streams that end; errors reach us as values
 	streams := genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}
 	os.Exit(run(ctx, streams, kubectlname.Args(os.Args)))
 }
