@@ -169,8 +169,8 @@ func TestAgentKilled(t *testing.T) {
 	before := c.drops(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	const kills = 10
-	loads := startLoad(t, c, ns, 150*time.Second, to)
+	const kills = 10 // some 4 s each
+	loads := startLoad(t, c, ns, 75*time.Second, to)
 	start := time.Now()
 	for i := range kills {
 		c.killAgent(t, c.Nodes[i%2].Name)
@@ -179,7 +179,7 @@ func TestAgentKilled(t *testing.T) {
 			t.Fatal(ctx.Err())
 		}
 	}
-	if d := time.Since(start); d > 150*time.Second {
+	if d := time.Since(start); d > 75*time.Second {
 		t.Errorf("the kills took %s: the load ended before them", d)
 	}
 	finish(t, loads)

@@ -56,6 +56,35 @@ func TestConnectivityMatrixCutSegments(t *testing.T) {
 	}
 }
 
+// TestConnectivityMatrixLagging asks the VXLAN rows again while slices and identities reach the agents 5 s late: what a
+// pod sends first, and what is sent to it first, must arrive all the same.
+func TestConnectivityMatrixLagging(t *testing.T) {
+	c := up(t, "matrix-lag", "--workers", "2", "--ip-family", "dual", "--cni", "ours", "--lag", "5s")
+	setup := prepareMatrix(t, c)
+	for _, m := range modes[:2] {
+		c.setMode(t, m)
+		setup.run(t, m.name+", 5 s late")
+	}
+	dir := proberDir(t)
+	for i := range 3 {
+		name := fmt.Sprintf("new-%d", i)
+		c.apply(t, proberPod(matrixNamespace, name, c.Nodes[1].Name, dir, false))
+		c.waitReady(t, matrixNamespace, name)
+		var to, from []target
+		for family, ip := range c.podIPs(t, matrixNamespace, name) {
+			to = append(to, target{Name: "to " + name + " v" + family, Proto: "udp", Addr: ip, Port: proberPort, Size: 64})
+		}
+		for family, ip := range c.podIPs(t, matrixNamespace, "client") {
+			from = append(from, target{Name: "from " + name + " v" + family, Proto: "udp", Addr: ip, Port: proberPort, Size: 64})
+		}
+		for _, r := range append(c.ask(t, matrixNamespace, "client", to, 1), c.ask(t, matrixNamespace, name, from, 1)...) {
+			if !r.OK {
+				t.Errorf("first datagram %s: %s", r.Name, r.Error)
+			}
+		}
+	}
+}
+
 func matrix(t *testing.T, c *cluster) {
 	setup := prepareMatrix(t, c)
 	for _, m := range modes {
