@@ -341,19 +341,8 @@ func (a *Agent) wait(ctx context.Context) error {
 // controllers wires the reconcilers. Each works on the whole of its kind; events only say when.
 func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 	m, reader := a.manager, a.manager.GetCache()
-	if err := errors.Join(
-		m.GetFieldIndexer().IndexField(ctx, &v1alpha1.CiliumIdentity{}, indexLabels, func(o client.Object) []string {
-			return []string{hashLabels(o.(*v1alpha1.CiliumIdentity).Spec.Labels)}
-		}),
-		m.GetFieldIndexer().IndexField(ctx, &v1alpha1.CiliumEndpointSlice{}, indexIdentity, func(o client.Object) []string {
-			var out []string
-			for _, e := range o.(*v1alpha1.CiliumEndpointSlice).Spec.Endpoints {
-				out = append(out, strconv.FormatInt(e.Identity, 10))
-			}
-			return out
-		}),
-	); err != nil {
-		return fmt.Errorf("index: %w", err)
+	if err := indexFields(ctx, m.GetFieldIndexer()); err != nil {
+		return err
 	}
 	nodes, err := reader.GetInformer(ctx, &v1alpha1.CiliumNode{}, cache.BlockUntilSynced(false))
 	if err != nil {
@@ -406,6 +395,26 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 		if err := (&apiserver.Follower{Client: m.GetClient(), Servers: a.servers}).SetupWithManager(m); err != nil {
 			return fmt.Errorf("controller api-servers: %w", err)
 		}
+	}
+	return nil
+}
+
+// indexFields prepares the questions that Identities asks.
+func indexFields(ctx context.Context, x client.FieldIndexer) error {
+	err := errors.Join(
+		x.IndexField(ctx, &v1alpha1.CiliumIdentity{}, indexLabels, func(o client.Object) []string {
+			return []string{hashLabels(o.(*v1alpha1.CiliumIdentity).Spec.Labels)}
+		}),
+		x.IndexField(ctx, &v1alpha1.CiliumEndpointSlice{}, indexIdentity, func(o client.Object) []string {
+			var out []string
+			for _, e := range o.(*v1alpha1.CiliumEndpointSlice).Spec.Endpoints {
+				out = append(out, strconv.FormatInt(e.Identity, 10))
+			}
+			return out
+		}),
+	)
+	if err != nil {
+		return fmt.Errorf("index: %w", err)
 	}
 	return nil
 }

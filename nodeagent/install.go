@@ -48,6 +48,9 @@ type Install struct {
 	SocketDir, StateDir string
 	Log                 logr.Logger
 
+	// device tells whether the node has an interface of a name; nil: ask the kernel.
+	device func(name string) bool
+
 	mu  sync.Mutex
 	err error
 	set bool
@@ -81,8 +84,12 @@ func (i *Install) Installed() (bool, error) {
 
 // Blocked returns errOtherCNI when another CNI is live here.
 func (i *Install) Blocked() error {
+	device := i.device
+	if device == nil {
+		device = hasDevice
+	}
 	for _, name := range liveDevices {
-		if _, err := netlink.LinkByName(name); err == nil {
+		if device(name) {
 			return fmt.Errorf("%w: interface %s", errOtherCNI, name)
 		}
 	}
@@ -97,6 +104,11 @@ func (i *Install) Blocked() error {
 		}
 	}
 	return nil
+}
+
+func hasDevice(name string) bool {
+	_, err := netlink.LinkByName(name)
+	return err == nil
 }
 
 // ensure puts the binary before the configuration that names it.

@@ -11,19 +11,16 @@ import (
 	"testing"
 
 	"github.com/go-logr/logr/testr"
-	"github.com/vishvananda/netlink"
 
 	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/nodeagent/nodetest"
 )
 
-func TestMain(m *testing.M) { nodetest.Main(m) }
-
 func newInstall(t *testing.T) *Install {
 	t.Helper()
 	i := &Install{
 		Plugin: filepath.Join(t.TempDir(), "plugin"), BinDir: filepath.Join(t.TempDir(), "bin"), ConfDir: filepath.Join(t.TempDir(), "net.d"),
-		SocketDir: cni.DefaultSocketDir, StateDir: cni.DefaultStateDir, Log: testr.New(t),
+		SocketDir: cni.DefaultSocketDir, StateDir: cni.DefaultStateDir, Log: testr.New(t), device: func(string) bool { return false },
 	}
 	nodetest.Must(t, os.WriteFile(i.Plugin, []byte("the plugin"), 0o700))
 	return i
@@ -63,7 +60,6 @@ func (i *Install) expectWhole(t *testing.T) {
 }
 
 func TestInstallPutsItselfBack(t *testing.T) {
-	nodetest.NeedRoot(t) // for a namespace without another CNI's interfaces
 	i := newInstall(t)
 	bin, conf := filepath.Join(i.BinDir, "cilium-cni"), filepath.Join(i.ConfDir, ConfName)
 	for name, harm := range map[string]func() error{
@@ -89,7 +85,6 @@ func TestInstallPutsItselfBack(t *testing.T) {
 }
 
 func TestInstallRefusesBesideAnotherCNI(t *testing.T) {
-	nodetest.NeedRoot(t)
 	i := newInstall(t)
 	nodetest.Must(t, i.ensure())
 	other := filepath.Join(i.ConfDir, "00-other.conflist")
@@ -102,13 +97,10 @@ func TestInstallRefusesBesideAnotherCNI(t *testing.T) {
 	}
 	nodetest.Must(t, os.Rename(other, filepath.Join(i.ConfDir, "10-other.conflist")))
 	nodetest.Must(t, i.ensure())
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "cilium_host"
-	link := &netlink.Veth{LinkAttrs: attrs, PeerName: "cilium_net", PeerTxQLen: -1}
-	nodetest.Must(t, netlink.LinkAdd(link))
+	i.device = func(name string) bool { return name == "cilium_host" }
 	if err := i.ensure(); !errors.Is(err, errOtherCNI) {
 		t.Errorf("a live datapath: %v", err)
 	}
-	nodetest.Must(t, netlink.LinkDel(link))
+	i.device = func(string) bool { return false }
 	nodetest.Must(t, i.ensure())
 }

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/internal/identity"
+	"github.com/kube-cilium/kube-cilium/internal/testenv"
+	"github.com/kube-cilium/kube-cilium/nodeagent/nodetest"
+)
+
+// api is a real API server, a cache of it, and the cluster's key.
+type api struct {
+	client client.Client
+	cache  cache.Cache
+	key    identity.Key
+}
+
+func newAPI(t *testing.T) *api {
+	t.Helper()
+	env := testenv.Start(t)
+	s, err := scheme()
+	nodetest.Must(t, err)
+	c, err := client.New(env.Config, client.Options{Scheme: s, Mapper: mapper()})
+	nodetest.Must(t, err)
+	k, err := cache.New(env.Config, cache.Options{Scheme: s, Mapper: mapper()})
+	nodetest.Must(t, err)
+	nodetest.Must(t, indexFields(t.Context(), k))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- k.Start(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	for _, o := range []client.Object{&corev1.Namespace{}} {
+		_, err := k.GetInformer(t.Context(), o)
+		nodetest.Must(t, err)
+	}
+	a := &api{client: c, cache: k}
+	waitFor(t, "kube-system", func() error {
+		var ns corev1.Namespace
+		err := k.Get(t.Context(), client.ObjectKey{Name: metav1.NamespaceSystem}, &ns)
+		a.key = identity.KeyFromCluster(string(ns.UID))
+		return err
+	})
+	return a
+}
+
+func (a *api) agent(t *testing.T) *Identities {
+	t.Helper()
+	return NewIdentities(a.cache, a.client, NewWriter(a.client), func() {})
+}
+
+func waitFor(t *testing.T, what string, try func() error) {
+	t.Helper()
+	var err error
+	for range 200 {
+		if err = try(); err == nil {
+			return
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	t.Fatalf("%s: %v", what, err)
+}
+
+// resolve reconciles until the set has a number.
+func resolve(t *testing.T, i *Identities, l identity.Labels) (n identity.Number) {
+	t.Helper()
+	waitFor(t, "an identity for "+l.Canonical(), func() error {
+		if n = i.Lookup(l); n != identity.Pending {
+			return nil
+		}
+		if _, err := i.Reconcile(t.Context(), ctrl.Request{}); err != nil {
+			return err
+		}
+		return fmt.Errorf("%s is pending", l.Canonical())
+	})
+	return n
+}
+
+func (a *api) get(t *testing.T, n identity.Number) *v1alpha1.CiliumIdentity {
+	t.Helper()
+	o := &v1alpha1.CiliumIdentity{}
+	nodetest.Must(t, a.client.Get(t.Context(), client.ObjectKey{Name: n.String()}, o))
+	return o
+}
+
+// seen waits until the cache is as far as the server.
+func (a *api) seen(t *testing.T, n identity.Number, there bool) {
+	t.Helper()
+	waitFor(t, "the cache", func() error {
+		err := a.cache.Get(t.Context(), client.ObjectKey{Name: n.String()}, &v1alpha1.CiliumIdentity{})
+		if (err == nil) != there {
+			return fmt.Errorf("identity %d: %w", n, err)
+		}
+		return nil
+	})
+}
+
+func TestIdentities(t *testing.T) {
+	a := newAPI(t)
+	set := func(name string) identity.Labels {
+		return identity.Labels{"k8s:app": name, "k8s:io.kubernetes.pod.namespace": "default"}
+	}
+
+	t.Run("agents that do not know of each other agree", func(t *testing.T) {
+		numbers := make([]identity.Number, 4)
+		var work sync.WaitGroup
+		for n := range numbers {
+			agent := a.agent(t)
+			work.Go(func() { numbers[n] = resolve(t, agent, set("same")) })
+		}
+		work.Wait()
+		for _, n := range numbers {
+			if n != a.key.Candidate(set("same"), 0) {
+				t.Errorf("%v, the candidate is %d", numbers, a.key.Candidate(set("same"), 0))
+			}
+		}
+	})
+
+	t.Run("a number that another set holds is passed over", func(t *testing.T) {
+		taken := a.key.Candidate(set("late"), 0)
+		nodetest.Must(t, a.client.Create(t.Context(), &v1alpha1.CiliumIdentity{
+			ObjectMeta: metav1.ObjectMeta{Name: taken.String()}, Spec: v1alpha1.CiliumIdentitySpec{Labels: set("early")},
+		}))
+		if n := resolve(t, a.agent(t), set("late")); n != a.key.Candidate(set("late"), 1) {
+			t.Errorf("%d", n)
+		}
+		// And the set that holds it is found where it is.
+		a.seen(t, taken, true)
+		if n := resolve(t, a.agent(t), set("early")); n != taken {
+			t.Errorf("early has %d, not %d", n, taken)
+		}
+	})
+
+	t.Run("adoption fails a deletion that was decided before", func(t *testing.T) {
+		n := resolve(t, a.agent(t), set("adopted"))
+		a.seen(t, n, true)
+		before := a.get(t, n)
+		if resolve(t, a.agent(t), set("adopted")) != n {
+			t.Fatal("another number")
+		}
+		if a.get(t, n).ResourceVersion == before.ResourceVersion {
+			t.Fatal("adoption wrote nothing")
+		}
+		err := a.client.Delete(t.Context(), before, client.Preconditions{UID: &before.UID, ResourceVersion: &before.ResourceVersion})
+		if err == nil {
+			t.Error("the deletion went through")
+		}
+	})
+
+	t.Run("a tombstone is taken away", func(t *testing.T) {
+		n := resolve(t, a.agent(t), set("buried"))
+		o := a.get(t, n)
+		o.Annotations[annotationTombstone] = time.Now().Format(time.RFC3339)
+		nodetest.Must(t, a.client.Update(t.Context(), o))
+		waitFor(t, "the cache", func() error {
+			var got v1alpha1.CiliumIdentity
+			_ = a.cache.Get(t.Context(), client.ObjectKey{Name: n.String()}, &got)
+			if got.Annotations[annotationTombstone] == "" {
+				return fmt.Errorf("no tombstone yet")
+			}
+			return nil
+		})
+		if resolve(t, a.agent(t), set("buried")) != n {
+			t.Error("another number")
+		}
+		if a.get(t, n).Annotations[annotationTombstone] != "" {
+			t.Error("the tombstone is still there")
+		}
+	})
+
+	t.Run("what is used comes back when it is deleted", func(t *testing.T) {
+		agent := a.agent(t)
+		n := resolve(t, agent, set("deleted"))
+		a.seen(t, n, true)
+		nodetest.Must(t, a.client.Delete(t.Context(), a.get(t, n)))
+		a.seen(t, n, false)
+		agent.Deleted(n)
+		agent.clock = func() time.Time { return time.Now().Add(seenSoon) }
+		_, err := agent.Reconcile(t.Context(), ctrl.Request{})
+		nodetest.Must(t, err)
+		if got := a.get(t, n); !set("deleted").Equal(got.Spec.Labels) {
+			t.Errorf("%v", got.Spec.Labels)
+		}
+		if agent.Lookup(set("deleted")) != n {
+			t.Error("its number has changed")
+		}
+		// Once no pod needs it, it is left alone.
+		agent.Want(nil)
+		a.seen(t, n, true)
+		nodetest.Must(t, a.client.Delete(t.Context(), a.get(t, n)))
+		_, err = agent.Reconcile(t.Context(), ctrl.Request{})
+		nodetest.Must(t, err)
+		a.seen(t, n, false)
+	})
+
+	t.Run("a deleted number rests", func(t *testing.T) {
+		agent := a.agent(t)
+		first := a.key.Candidate(set("resting"), 0)
+		agent.Deleted(first)
+		if n := resolve(t, agent, set("resting")); n == first {
+			t.Error("it was given again at once")
+		}
+		later := a.agent(t)
+		later.Deleted(a.key.Candidate(set("rested"), 0))
+		later.clock = func() time.Time { return time.Now().Add(tombstoneRest) }
+		if n := resolve(t, later, set("rested")); n != a.key.Candidate(set("rested"), 0) {
+			t.Error("it rests for ever")
+		}
+	})
+
+	t.Run("one that a slice names needs no write", func(t *testing.T) {
+		n := resolve(t, a.agent(t), set("shared"))
+		nodetest.Must(t, a.client.Create(t.Context(), &v1alpha1.CiliumEndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{Name: "other-1"},
+			Spec:       v1alpha1.CiliumEndpointSliceSpec{Node: "other", Endpoints: []v1alpha1.SliceEndpoint{pod("p", int64(n), "10.0.0.1")}},
+		}))
+		a.seen(t, n, true)
+		waitFor(t, "the cache", func() error {
+			var list v1alpha1.CiliumEndpointSliceList
+			if err := a.cache.List(t.Context(), &list, client.MatchingFields{indexIdentity: n.String()}); err != nil || len(list.Items) == 0 {
+				return fmt.Errorf("no slice: %w", err)
+			}
+			return nil
+		})
+		before := a.get(t, n).ResourceVersion
+		if resolve(t, a.agent(t), set("shared")) != n || a.get(t, n).ResourceVersion != before {
+			t.Error("it was written to")
+		}
+	})
+
+	t.Run("restored numbers are used at once", func(t *testing.T) {
+		agent := a.agent(t)
+		agent.Restore(set("restored"), 4711)
+		if agent.Lookup(set("restored")) != 4711 {
+			t.Error("pending")
+		}
+		agent.Restore(set("pending"), identity.Pending)
+		if agent.Lookup(set("pending")) != identity.Pending {
+			t.Error("pending became a number")
+		}
+	})
+}
