@@ -162,7 +162,7 @@ func (d *Datapath) attachSockets(consts constants) error {
 
 // sizeMaps makes the maps whose size is configured anew where it differs, filled from the old ones.
 func (d *Datapath) sizeMaps(cfg Config) error {
-	for _, l := range layouts() {
+	for _, l := range d.maps.layouts {
 		if l.name != bpf.MapsMapConntrack {
 			continue
 		}

@@ -162,7 +162,7 @@ func Open(opts Options) (*Datapath, error) {
 			return nil, fmt.Errorf("make pin folder: %w", err)
 		}
 	}
-	m, err := openMaps(opts.folder())
+	m, err := openMaps(opts.folder(), layouts())
 	if err != nil {
 		return nil, err
 	}

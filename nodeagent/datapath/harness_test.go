@@ -315,6 +315,18 @@ func (f *fixture) open() *Datapath {
 	return d
 }
 
+// openWith is open for a build with other layouts.
+func (f *fixture) openWith(other []layout) *Datapath {
+	f.t.Helper()
+	opts, err := f.opts.complete()
+	must(f.t, err)
+	m, err := openMaps(opts.folder(), other)
+	must(f.t, err)
+	d := assemble(opts, &kernel{known: map[v1alpha1.KernelFeature]error{}}, m)
+	f.t.Cleanup(func() { _ = d.Close() })
+	return d
+}
+
 // start opens and configures as an agent does: host and node prefixes told, no pods yet.
 func (f *fixture) start(cfg Config) *Datapath {
 	f.t.Helper()
@@ -431,13 +443,6 @@ func (f *fixture) probe(ns netns.NsHandle, to netip.AddrPort) *prober {
 	return p
 }
 
-// end stops and gives how many were sent and how many did not come back.
-func (p *prober) end() (sent, lost uint64) {
-	close(p.stop)
-	<-p.done
-	return p.sent.Load(), p.sent.Load() - p.back.Load()
-}
-
 // missing are the numbers of those that did not come back.
 func (p *prober) missing() []uint64 {
 	var out []uint64
@@ -508,8 +513,12 @@ func (f *fixture) flows(a, b Pod) traffic {
 // end fails the test for each flow that lost more than it may.
 func (tr traffic) end(t testing.TB, may uint64) {
 	t.Helper()
+	for _, p := range tr {
+		close(p.stop)
+	}
 	for name, p := range tr {
-		sent, lost := p.end()
+		<-p.done
+		sent, lost := p.sent.Load(), p.sent.Load()-p.back.Load()
 		if lost > may {
 			t.Errorf("%s: lost %d of %d datagrams (%d errors), numbers %v", name, lost, sent, p.errs.Load(), p.missing())
 		}

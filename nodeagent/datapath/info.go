@@ -44,7 +44,7 @@ func (d *Datapath) Maps() []MapInfo {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var out []MapInfo
-	for _, l := range layouts() {
+	for _, l := range d.maps.layouts {
 		m := d.maps.open[l.name]
 		info := MapInfo{Name: l.name, Layout: l.version, Entries: d.fill(l.name), MaxEntries: int64(m.MaxEntries()), Bytes: memlock(m)}
 		if l.name == bpf.MapsMapUnanswered {

@@ -23,9 +23,10 @@ const pinFolder = "kube-cilium"
 
 // mapSet is the pinned maps. Names in bpffs hold no dots: the kernel refuses them.
 type mapSet struct {
-	folder string
-	spec   *ebpf.CollectionSpec
-	open   map[string]*ebpf.Map
+	folder  string
+	spec    *ebpf.CollectionSpec
+	layouts []layout
+	open    map[string]*ebpf.Map
 	// batch calls may be used.
 	batch bool
 	// stale are maps that were replaced; they are read once more and unpinned when no program uses them any longer.
@@ -34,8 +35,10 @@ type mapSet struct {
 
 // replaced is a map that another has taken the place of.
 type replaced struct {
-	old     *ebpf.Map
-	oldPin  string // "" when the new pin has taken its name
+	old *ebpf.Map
+	// oldPin is removed in the end; or newPin takes the name of pin.
+	oldPin, newPin, pin string
+	// with is the name in open.
 	with    string
 	keep    keep
 	convert convert
@@ -43,7 +46,7 @@ type replaced struct {
 
 // openMaps adopts what is pinned in folder and makes what is not. Of a map whose layout another release changed the
 // entries are carried over. What has a layout that we cannot read is left alone: it belongs to a newer release.
-func openMaps(folder string) (*mapSet, error) {
+func openMaps(folder string, layouts []layout) (*mapSet, error) {
 	spec, err := bpf.LoadMaps()
 	if err != nil {
 		return nil, fmt.Errorf("read maps' object: %w", err)
@@ -52,8 +55,8 @@ func openMaps(folder string) (*mapSet, error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, fmt.Errorf("make pin folder: %w", err)
 	}
-	m := &mapSet{folder: folder, spec: spec, open: map[string]*ebpf.Map{}, batch: true}
-	for _, l := range layouts() {
+	m := &mapSet{folder: folder, spec: spec, layouts: layouts, open: map[string]*ebpf.Map{}, batch: true}
+	for _, l := range layouts {
 		if err := m.openOne(l); err != nil {
 			m.close()
 			return nil, err
@@ -82,7 +85,8 @@ func (m *mapSet) openOne(l layout) error {
 				l.name, ErrNewerLayout, err)
 		}
 		m.open[l.name] = found
-		return nil
+		// Two layouts side by side: an agent died while it changed over.
+		return m.carryOver(l, found, ebpf.UpdateNoExist)
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("open pinned map %s: %w", l.name, err)
 	}
@@ -90,7 +94,7 @@ func (m *mapSet) openOne(l layout) error {
 	if err != nil {
 		return fmt.Errorf("make map %s: %w", l.name, err)
 	}
-	if err := m.carryOver(l, made); err != nil {
+	if err := m.carryOver(l, made, ebpf.UpdateAny); err != nil {
 		made.Close()
 		return err
 	}
@@ -102,8 +106,8 @@ func (m *mapSet) openOne(l layout) error {
 	return nil
 }
 
-// carryOver fills a new map from the same map of another layout.
-func (m *mapSet) carryOver(l layout, made *ebpf.Map) error {
+// carryOver fills a map from the same map of another layout.
+func (m *mapSet) carryOver(l layout, made *ebpf.Map, flags ebpf.MapUpdateFlags) error {
 	for version, conv := range l.reads {
 		pin := filepath.Join(m.folder, PinName(l.name, version))
 		old, err := ebpf.LoadPinnedMap(pin, nil)
@@ -114,7 +118,7 @@ func (m *mapSet) carryOver(l layout, made *ebpf.Map) error {
 			return fmt.Errorf("open pinned map %s of layout %d: %w", l.name, version, err)
 		}
 		if l.keep == keepEntries {
-			if err := copyEntries(old, made, m.batch, ebpf.UpdateAny, conv); err != nil {
+			if err := copyEntries(old, made, m.batch, flags, conv); err != nil {
 				old.Close()
 				return fmt.Errorf("carry map %s over from layout %d: %w", l.name, version, err)
 			}
@@ -143,7 +147,7 @@ func (m *mapSet) resize(l layout, entries uint32) error {
 			return fmt.Errorf("fill map %s of %d entries: %w", l.name, entries, err)
 		}
 	}
-	// In two steps, so that a pin is there at every instant.
+	// The old one keeps the name until the programs use the new one: whoever starts in between finds what is in use.
 	next := m.pin(l) + "_new"
 	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		made.Close()
@@ -153,12 +157,8 @@ func (m *mapSet) resize(l layout, entries uint32) error {
 		made.Close()
 		return fmt.Errorf("pin map %s: %w", l.name, err)
 	}
-	if err := os.Rename(next, m.pin(l)); err != nil {
-		made.Close()
-		return fmt.Errorf("pin map %s: %w", l.name, err)
-	}
 	m.open[l.name] = made
-	m.stale = append(m.stale, replaced{old: old, with: l.name, keep: l.keep})
+	m.stale = append(m.stale, replaced{old: old, newPin: next, pin: m.pin(l), with: l.name, keep: l.keep})
 	return nil
 }
 
@@ -166,6 +166,11 @@ func (m *mapSet) resize(l layout, entries uint32) error {
 func (m *mapSet) finish() error {
 	var errs []error
 	for _, r := range m.stale {
+		if r.newPin != "" {
+			if err := os.Rename(r.newPin, r.pin); err != nil {
+				errs = append(errs, fmt.Errorf("pin map %s: %w", r.with, err))
+			}
+		}
 		if r.keep == keepEntries {
 			if err := copyEntries(r.old, m.open[r.with], m.batch, ebpf.UpdateNoExist, r.convert); err != nil {
 				errs = append(errs, fmt.Errorf("carry the rest of map %s over: %w", r.with, err))

@@ -270,6 +270,77 @@ func TestMapGrowthKeepsEntries(t *testing.T) {
 	running.end(t, 0)
 }
 
+// An upgrade that changes the connection table's layout, and the way back: connections go on, nothing of the other
+// layout is left, and what a release unknown to us pinned is not touched.
+func TestLayoutThereAndBack(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	a, b := f.addPod(d, 81), f.addPod(d, 82)
+	must(t, d.SetPods([]Pod{a, b}))
+	unknown, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	must(t, err)
+	must(t, unknown.Pin(filepath.Join(f.opts.folder(), PinName("peers", 9))))
+	unknown.Close()
+	running := f.flows(a, b)
+	now, err := tick()
+	must(t, err)
+	idle := bpf.FlowKey{Lo: bpf.AddrFrom(a.IPv4), Hi: bpf.AddrFrom(outside4), LoPort: 1, HiPort: 80, Proto: unix.IPPROTO_TCP}
+	must(t, d.maps.open[bpf.MapsMapConntrack].Put(idle, bpf.Conn{Seen: now, Flags: uint16(bpf.MapsConnFlagsCONN_ANSWERED), Identity: 7}))
+	for _, step := range []struct{ version, reads int }{{2, 1}, {1, 2}, {2, 1}} {
+		must(t, d.Close())
+		other := slices.Clone(layouts())
+		for i, l := range other {
+			if l.name == bpf.MapsMapConntrack {
+				other[i].version, other[i].reads = step.version, map[int]convert{step.reads: asItIs}
+			}
+		}
+		d = f.openWith(other)
+		must(t, d.SetHostAddresses([]netip.Addr{node4, node6}))
+		must(t, d.SetPods([]Pod{a, b}))
+		must(t, d.Configure(t.Context(), f.config()))
+		var c bpf.Conn
+		if err := d.maps.open[bpf.MapsMapConntrack].Lookup(idle, &c); err != nil || c.Identity != 7 {
+			t.Errorf("layout %d: the idle connection is %+v: %v", step.version, c, err)
+		}
+		pins := f.pins()
+		if !slices.Contains(pins, PinName("conntrack", step.version)) || slices.Contains(pins, PinName("conntrack", step.reads)) {
+			t.Errorf("layout %d: pins %v", step.version, pins)
+		}
+		if !slices.Contains(pins, "peers_v9") {
+			t.Errorf("layout %d: a newer release's map was touched", step.version)
+		}
+	}
+	running.end(t, 0)
+}
+
+// An agent that dies after it made the new map and before it put it in force leaves both; the next one goes on.
+func TestDeathWhileALayoutChanges(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	key := bpf.FlowKey{Lo: bpf.AddrFrom(node4), Hi: bpf.AddrFrom(outside4), LoPort: 1, HiPort: 80, Proto: unix.IPPROTO_TCP}
+	now, err := tick()
+	must(t, err)
+	must(t, d.Close())
+	other := slices.Clone(layouts())
+	for i, l := range other {
+		if l.name == bpf.MapsMapConntrack {
+			other[i].version, other[i].reads = 2, map[int]convert{1: asItIs}
+		}
+	}
+	must(t, f.openWith(other).Close()) // both are pinned now, and the programs use the old one
+	old, err := ebpf.LoadPinnedMap(filepath.Join(f.opts.folder(), PinName("conntrack", 1)), nil)
+	must(t, err)
+	must(t, old.Put(key, bpf.Conn{Seen: now, Flags: uint16(bpf.MapsConnFlagsCONN_ANSWERED)}))
+	old.Close()
+	d = f.openWith(other)
+	must(t, d.Configure(t.Context(), f.config()))
+	var c bpf.Conn
+	must(t, d.maps.open[bpf.MapsMapConntrack].Lookup(key, &c))
+	if slices.Contains(f.pins(), PinName("conntrack", 1)) {
+		t.Errorf("pins %v", f.pins())
+	}
+}
+
 func usesMap(t testing.TB, d *Datapath, hook bpf.Hook, m *ebpf.Map) bool {
 	t.Helper()
 	var id uint32
@@ -523,4 +594,33 @@ func TestStackPath(t *testing.T) {
 	t.Log(note)
 	must(t, d.Configure(context.Background(), f.config()))
 	time.Sleep(10 * time.Millisecond)
+}
+
+// Each fallback carries every kind of traffic, in each routing mode.
+func TestEveryFallbackCarriesTraffic(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	a, b := f.addPod(d, 71), f.addPod(d, 72)
+	must(t, d.SetPods([]Pod{a, b}))
+	for _, forbidden := range [][]v1alpha1.KernelFeature{
+		nil,
+		{v1alpha1.FeatureTCX},
+		{v1alpha1.FeatureRedirectPeer},
+		{v1alpha1.FeatureRedirectNeigh},
+		{v1alpha1.FeatureAdjustRoomEncap},
+		{v1alpha1.FeatureTCX, v1alpha1.FeatureRedirectPeer, v1alpha1.FeatureRedirectNeigh, v1alpha1.FeatureAdjustRoomEncap, v1alpha1.FeatureBatchOperations},
+	} {
+		for _, mode := range []v1alpha1.RoutingMode{v1alpha1.RoutingVXLAN, v1alpha1.RoutingNative} {
+			cfg := f.config()
+			cfg.Mode, cfg.Forbidden = mode, forbidden
+			must(t, d.Configure(t.Context(), cfg))
+			t.Run(fmt.Sprintf("%s without %v", mode, forbidden), func(t *testing.T) {
+				g := *f
+				g.t = t
+				running := g.flows(a, b)
+				time.Sleep(50 * time.Millisecond)
+				running.end(t, 0)
+			})
+		}
+	}
 }
