@@ -163,7 +163,7 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct pkt *p,
 	int r;
 
 	if (!p->error && !(pointer->flags & CONN_ANSWERED)) {
-		pointer = conn_promote(&p->key, pointer);
+		pointer = conn_promote(&p->key, pointer, 0);
 		if (!pointer)
 			return DROP_CONNTRACK_FULL;
 	}

@@ -167,12 +167,11 @@ static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 fla
 	return bpf_map_lookup_elem(table, &p->key);
 }
 
-/* The other side has spoken: from its own small table to that of all. */
+/* The other side has spoken: from the small table to that of all. */
 static __subprogram struct conn *conn_promote(const struct flow_key *k,
-					    const struct conn *c)
+					      const struct conn *c, __u32 home)
 {
 	struct conn copy = *c;
-	__u32 home = copy.endpoint;
 
 	copy.flags |= CONN_ANSWERED;
 	if (bpf_map_update_elem(&conntrack, k, &copy, BPF_ANY))
@@ -194,7 +193,7 @@ static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 
 	p->event_flags |= EVENT_DIRECTION_KNOWN | (p->reply ? EVENT_REPLY : 0);
 	if (unlikely(p->reply && !(c->flags & CONN_ANSWERED))) {
-		c = conn_promote(&p->key, c);
+		c = conn_promote(&p->key, c, c->endpoint);
 		if (!c)
 			return NULL;
 		p->report = true;

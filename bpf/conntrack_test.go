@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/kube-cilium/kube-cilium/bpf"
+)
+
+// modelKey is a connection's name in the model: ends in order, and who asked where that matters.
+type modelKey struct {
+	lo, hi netip.AddrPort
+	proto  uint8
+	asker  netip.AddrPort // of an echo
+}
+
+type modelConn struct {
+	began    netip.AddrPort
+	answered bool
+	fin      [2]bool
+	closing  bool
+}
+
+// model is conntrack as one would write it in a few lines.
+type model map[modelKey]*modelConn
+
+func less(a, b netip.AddrPort) bool {
+	x, y := a.Addr().As16(), b.Addr().As16()
+	if c := bytes.Compare(x[:], y[:]); c != 0 {
+		return c < 0
+	}
+	return a.Port() < b.Port()
+}
+
+func (m model) packet(p packet) modelKey {
+	sport, dport := p.sport, p.dport
+	var k modelKey
+	if p.proto == protoICMP || p.proto == protoICMPv6 {
+		sport, dport = p.id, p.id
+	}
+	src, dst := netip.AddrPortFrom(p.src, sport), netip.AddrPortFrom(p.dst, dport)
+	switch {
+	case p.typ == 8 && p.proto == protoICMP, p.typ == 128:
+		k.asker = src
+	case p.typ == 0 && p.proto == protoICMP, p.typ == 129:
+		k.asker = dst
+	}
+	k.lo, k.hi, k.proto = src, dst, p.proto
+	if less(dst, src) {
+		k.lo, k.hi = dst, src
+	}
+	c := m[k]
+	if c != nil && c.closing && p.proto == protoTCP && p.flags&(syn|ack) == syn {
+		c = nil
+	}
+	if c == nil {
+		c = &modelConn{began: src}
+		m[k] = c
+	}
+	dir := 0
+	if c.began != src {
+		dir = 1
+		c.answered = true
+	}
+	if p.proto == protoTCP {
+		if p.flags&fin != 0 {
+			c.fin[dir] = true
+		}
+		if p.flags&rst != 0 || c.fin[0] && c.fin[1] {
+			c.closing = true
+		}
+	}
+	return k
+}
+
+// TestConntrackModel sends random packets between two pods, from both sides, and compares the tables with the model
+// after each. REGRESSIONS row 4 (GHSA-c66w-hq56-4q97): an echo request of the other side is its own connection.
+func TestConntrackModel(t *testing.T) {
+	onOneCPU(t)
+	w := newWorld(t, nil)
+	both(t, func(t *testing.T, v6 bool) {
+		for seed := range uint64(12) {
+			w.t = t
+			w.reset()
+			r := rand.New(rand.NewPCG(seed, 1))
+			m := model{}
+			a, b := pick(v6, podA4, podA6), pick(v6, podB4, podB6)
+			for step := range 60 {
+				p := packet{smac: podMAC, dmac: hostMAC, src: a, dst: b}
+				ports := []uint16{80, 40000, 40001}
+				p.sport, p.dport = ports[r.IntN(3)], ports[r.IntN(3)]
+				switch r.IntN(3) {
+				case 0:
+					p.proto, p.flags = protoTCP, []uint8{syn, syn | ack, ack, fin | ack, rst}[r.IntN(5)]
+				case 1:
+					p.proto = protoUDP
+				case 2:
+					p.proto, p.id = protoICMP, uint16(r.IntN(2)+1)
+					p.typ = []uint8{8, 0}[r.IntN(2)]
+					if v6 {
+						p.proto, p.typ = protoICMPv6, []uint8{128, 129}[r.IntN(2)]
+					}
+				}
+				fromB := r.IntN(2) == 0
+				send := func() { w.run("from_pod", p.frame()) }
+				if fromB {
+					p.src, p.dst = p.dst, p.src
+					w.asB(send)
+				} else {
+					send()
+				}
+				key := m.packet(p)
+				if err := w.agrees(m); err != nil {
+					t.Fatalf("seed %d step %d after %+v: %v", seed, step, key, err)
+				}
+			}
+		}
+	})
+}
+
+// agrees compares all tables with the model.
+func (w *world) agrees(m model) error {
+	got := map[bpf.FlowKey]bpf.Conn{}
+	inAnswered := map[bpf.FlowKey]bool{}
+	for k, c := range w.answered() {
+		got[k], inAnswered[k] = c, true
+	}
+	for id, table := range w.inner {
+		for k, c := range w.conns(table) {
+			if _, twice := got[k]; twice {
+				return fmt.Errorf("%+v is in two tables", k)
+			}
+			if uint32(c.Endpoint) != id {
+				return fmt.Errorf("%+v of endpoint %d is in table %d", k, c.Endpoint, id)
+			}
+			got[k] = c
+		}
+	}
+	if len(got) != len(m) {
+		return fmt.Errorf("%d connections, want %d", len(got), len(m))
+	}
+	for mk, mc := range m {
+		k := bpf.FlowKey{Lo: bpf.AddrFrom(mk.lo.Addr()), Hi: bpf.AddrFrom(mk.hi.Addr()),
+			LoPort: be16(mk.lo.Port()), HiPort: be16(mk.hi.Port()), Proto: mk.proto}
+		if mk.asker.IsValid() {
+			k.Class = uint8(bpf.MapsFlowClassFLOW_ECHO_FROM_LO)
+			if mk.asker == mk.hi {
+				k.Class = uint8(bpf.MapsFlowClassFLOW_ECHO_FROM_HI)
+			}
+		}
+		c, ok := got[k]
+		if !ok {
+			return fmt.Errorf("no %+v", k)
+		}
+		flags := bpf.MapsConnFlags(c.Flags)
+		for _, f := range []struct {
+			flag bpf.MapsConnFlags
+			want bool
+		}{
+			{bpf.MapsConnFlagsCONN_FROM_HI, mc.began == mk.hi},
+			{bpf.MapsConnFlagsCONN_ANSWERED, mc.answered},
+			{bpf.MapsConnFlagsCONN_CLOSING, mc.closing},
+		} {
+			if (flags&f.flag != 0) != f.want {
+				return fmt.Errorf("%+v: flags %#x, flag %#x should be %v", k, flags, f.flag, f.want)
+			}
+		}
+		if mc.answered != inAnswered[k] {
+			return fmt.Errorf("%+v: answered %v, among the answered %v", k, mc.answered, inAnswered[k])
+		}
+		want := uint32(idA)
+		if mc.began.Addr() == podB4 || mc.began.Addr() == podB6 {
+			want = idB
+		}
+		if c.Identity != want {
+			return fmt.Errorf("%+v: began with identity %d, want %d", k, c.Identity, want)
+		}
+		for side, j := range c.Side {
+			if j.Verdict != 1 || j.Generation != 1 {
+				return fmt.Errorf("%+v: side %d judged %+v", k, side, j)
+			}
+		}
+	}
+	return nil
+}
+
+// TestLifetimes: what was silent too long is another connection.
+func TestLifetimes(t *testing.T) {
+	w := newWorld(t, nil)
+	for _, c := range []struct {
+		name     string
+		packets  []packet
+		lifetime uint32
+	}{
+		{"unanswered", []packet{fromA(podB4)}, uint32(bpf.MapsConnLifetimeLIFETIME_UNANSWERED)},
+		{"TCP", []packet{fromA(podB4), fromA(podB4).reply().with(func(p *packet) { p.flags = syn | ack })},
+			uint32(bpf.MapsConnLifetimeLIFETIME_TCP)},
+		{"closing", []packet{fromA(podB4), fromA(podB4).reply().with(func(p *packet) { p.flags = rst })},
+			uint32(bpf.MapsConnLifetimeLIFETIME_CLOSING)},
+		{"UDP", []packet{fromA(podB4).with(func(p *packet) { p.proto = protoUDP }),
+			fromA(podB4).with(func(p *packet) { p.proto = protoUDP }).reply()}, uint32(bpf.MapsConnLifetimeLIFETIME_OTHER)},
+	} {
+		for _, over := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s over %v", c.name, over), func(t *testing.T) {
+				w.t = t
+				w.reset()
+				send := func(p packet) {
+					if p.src == podB4 {
+						w.asB(func() { w.run("from_pod", p.frame()) })
+					} else {
+						w.run("from_pod", p.frame())
+					}
+				}
+				for _, p := range c.packets {
+					send(p)
+				}
+				m := w.inner[1]
+				if len(c.packets) > 1 {
+					m = w.maps.Maps[bpf.MapsMapConntrack]
+				}
+				for k, conn := range w.conns(m) {
+					conn.Seen -= c.lifetime
+					if over {
+						conn.Seen -= 2
+					}
+					if err := m.Put(k, conn); err != nil {
+						t.Fatal(err)
+					}
+				}
+				// The other side speaks: a reply, or a new beginning.
+				again := c.packets[0].reply().with(func(p *packet) { p.flags = ack })
+				send(again)
+				var all []bpf.Conn
+				for _, m := range append([]*ebpf.Map{w.maps.Maps[bpf.MapsMapConntrack]}, w.inner[1], w.inner[2]) {
+					for _, conn := range w.conns(m) {
+						all = append(all, conn)
+					}
+				}
+				if len(all) != 1 {
+					t.Fatalf("%d connections", len(all))
+				}
+				if began := all[0].Identity; (began == idB) != over {
+					t.Errorf("connection is of %d", began)
+				}
+			})
+		}
+	}
+}
+
+// TestReports: the first packet, new flags, the end, and one an interval; nothing else.
+func TestReports(t *testing.T) {
+	onOneCPU(t)
+	w := newWorld(t, nil)
+	p := fromA(podB4)
+	flags := func(f uint8) packet { return p.with(func(p *packet) { p.flags = f }) }
+	steps := []struct {
+		name   string
+		p      packet
+		events int
+		reply  bool
+	}{
+		{"SYN", flags(syn), 1, false},
+		{"SYN again", flags(syn), 0, false},
+		{"SYN-ACK", flags(syn | ack).reply(), 1, true},
+		{"ACK", flags(ack), 1, false},
+		{"data", flags(ack), 0, false},
+		{"data back", flags(ack).reply(), 0, true},
+		{"FIN", flags(fin | ack), 1, false},
+		{"FIN back", flags(fin | ack).reply(), 1, true},
+		{"last ACK", flags(ack), 0, false},
+	}
+	for _, s := range steps {
+		if s.p.src == podB4 {
+			w.asB(func() { w.run("from_pod", s.p.frame()) })
+		} else {
+			w.run("from_pod", s.p.frame())
+		}
+		ev := w.events()
+		if len(ev) != s.events {
+			t.Errorf("%s: %d events, want %d", s.name, len(ev), s.events)
+		}
+		for _, e := range ev {
+			if got := e.Flags&uint8(bpf.MapsEventFlagsEVENT_REPLY) != 0; got != s.reply || e.Type != uint8(bpf.MapsEventTypeEVENT_TRACE) {
+				t.Errorf("%s: event %+v", s.name, e)
+			}
+		}
+	}
+}
+
+// TestDropReports: drops are counted exactly and reported up to a rate.
+func TestDropReports(t *testing.T) {
+	onOneCPU(t)
+	w := newWorld(t, nil)
+	const n = 200
+	bad := fromA(gone4).frame()
+	for range n {
+		w.run("from_pod", bad).expect(t, bpf.MapsReasonDROP_NO_TUNNEL_ENDPOINT, shot, nil)
+	}
+	ev := len(w.events())
+	if ev < 64 || ev >= n {
+		t.Errorf("%d events of %d drops", ev, n)
+	}
+	c := w.counters(bpf.MapsHookHOOK_FROM_POD)
+	if c[bpf.MapsReasonDROP_NO_TUNNEL_ENDPOINT] != n {
+		t.Errorf("%d drops counted", c[bpf.MapsReasonDROP_NO_TUNNEL_ENDPOINT])
+	}
+	if limited := c[bpf.Reason(bpf.MapsMetricSlotMETRIC_EVENTS_LIMITED)]; limited+uint64(ev) != n {
+		t.Errorf("%d limited and %d sent of %d", limited, ev, n)
+	}
+}
+
+// TestFlood: a pod that opens many connections evicts its own unanswered ones only (issue: SYN flood).
+func TestFlood(t *testing.T) {
+	w := newWorld(t, nil)
+	// b has an established and an unanswered connection.
+	idle := fromA(podB4).reply().with(func(p *packet) { p.sport, p.dport = 41000, 90 })
+	w.asB(func() { w.run("from_pod", idle.frame()) })
+	w.run("from_pod", idle.reply().with(func(p *packet) { p.flags = syn | ack }).frame())
+	asking := idle.with(func(p *packet) { p.sport = 41001 })
+	w.asB(func() { w.run("from_pod", asking.frame()) })
+
+	frame := fromA(out4).frame()
+	ctx := context{Ifindex: loopback}
+	for i := range 5000 {
+		binary.BigEndian.PutUint16(frame[14+20:], uint16(1024+i))
+		if _, err := w.progs["from_pod"].Programs["from_pod"].Run(&ebpf.RunOptions{Data: frame, Context: &ctx}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(w.answered()); n != 1 {
+		t.Errorf("%d answered connections, want the idle one", n)
+	}
+	if n := len(w.conns(w.inner[2])); n != 1 {
+		t.Errorf("%d unanswered connections of the neighbour, want 1", n)
+	}
+	if n := len(w.conns(w.inner[1])); n == 0 || n > int(w.inner[1].MaxEntries()) {
+		t.Errorf("%d unanswered connections of the flooder", n)
+	}
+}
+
+// TestGeneration: when the tables' generation moves on, the next packet is judged again.
+func TestGeneration(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run("from_pod", fromA(podB4).frame())
+	w.put(bpf.MapsMapLiveSettings, uint32(0), bpf.Settings{Generation: 9, ReportInterval: 5})
+	w.run("from_pod", fromA(podB4).frame())
+	for _, c := range w.conns(w.inner[1]) {
+		if c.Side[0].Generation != 9 || c.Side[1].Generation != 9 {
+			t.Errorf("judged in generation %d and %d", c.Side[0].Generation, c.Side[1].Generation)
+		}
+	}
+}
+
+// TestDenied: a verdict in the entry is what holds, on both sides and for the replies.
+func TestDenied(t *testing.T) {
+	w := newWorld(t, nil)
+	for side := range 2 {
+		for rule, reason := range map[uint32]bpf.Reason{0: bpf.MapsReasonDROP_POLICY, 7: bpf.MapsReasonDROP_POLICY_DENY} {
+			t.Run(fmt.Sprintf("side %d rule %d", side, rule), func(t *testing.T) {
+				w.t = t
+				w.reset()
+				w.run("from_pod", fromA(podB4).frame())
+				for k, c := range w.conns(w.inner[1]) {
+					c.Side[side].Verdict, c.Side[side].Rule = 2, rule
+					if err := w.inner[1].Put(k, c); err != nil {
+						t.Fatal(err)
+					}
+				}
+				w.run("from_pod", fromA(podB4).frame()).expect(t, reason, shot, nil)
+				w.asB(func() {
+					w.run("from_pod", fromA(podB4).reply().with(func(p *packet) { p.flags = syn | ack }).frame()).
+						expect(t, reason, shot, nil)
+				})
+				if n := len(w.answered()); n != 0 {
+					t.Errorf("a refused reply answered the connection")
+				}
+				var last bpf.Event
+				for _, e := range w.events() {
+					last = e
+				}
+				if last.Rule != rule || last.Type != uint8(bpf.MapsEventTypeEVENT_DROP) {
+					t.Errorf("event %+v", last)
+				}
+			})
+		}
+	}
+}
+
+// TestNoTable: without a table for its unanswered flows a pod's connection cannot begin.
+func TestNoTable(t *testing.T) {
+	w := newWorld(t, nil)
+	if err := w.maps.Maps[bpf.MapsMapUnanswered].Delete(uint32(1)); err != nil {
+		t.Fatal(err)
+	}
+	w.run("from_pod", fromA(podB4).frame()).expect(t, bpf.MapsReasonDROP_CONNTRACK_FULL, shot, nil)
+}
+
+// TestEchoRequestIsNoReply_GHSA_c66w_hq56_4q97: an echo request of the side that was asked is a question of its own,
+// judged for its own direction; it neither matches nor answers the other's.
+func TestEchoRequestIsNoReply_GHSA_c66w_hq56_4q97(t *testing.T) {
+	w := newWorld(t, nil)
+	both(t, func(t *testing.T, v6 bool) {
+		w.t = t
+		w.reset()
+		echo := func(p packet, request bool) packet {
+			p.proto, p.id, p.typ = protoICMP, 7, 0
+			if request {
+				p.typ = 8
+			}
+			if v6 {
+				p.proto, p.typ = protoICMPv6, 129
+				if request {
+					p.typ = 128
+				}
+			}
+			return p
+		}
+		ask := echo(fromA(pick(v6, podB4, podB6)), true)
+		w.run("from_pod", ask.frame())
+		w.asB(func() { w.run("from_pod", echo(ask.reply(), true).frame()) })
+		if a, b, n := len(w.conns(w.inner[1])), len(w.conns(w.inner[2])), len(w.answered()); a != 1 || b != 1 || n != 0 {
+			t.Fatalf("%d of a, %d of b, %d answered; want 1, 1, 0", a, b, n)
+		}
+		w.asB(func() { w.run("from_pod", echo(ask.reply(), false).frame()) })
+		if a, b, n := len(w.conns(w.inner[1])), len(w.conns(w.inner[2])), len(w.answered()); a != 0 || b != 1 || n != 1 {
+			t.Fatalf("after the reply %d of a, %d of b, %d answered; want 0, 1, 1", a, b, n)
+		}
+	})
+}
