@@ -168,7 +168,8 @@ func takeSnapshot(ctx context.Context, c *cluster.Cluster) (*Snapshot, error) {
 		reports v1alpha1.CiliumNodeReportList
 	)
 	for _, list := range []client.ObjectList{&nodes, &configs, &members, &reports} {
-		if err := c.List(ctx, list); meta.IsNoMatchError(err) {
+		// Not found: discovery is cached for a while after the kinds have gone.
+		if err := c.List(ctx, list); meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
 			s.NoKinds = true
 		} else if err != nil {
 			return nil, err

@@ -144,6 +144,9 @@ func TestUninstall(t *testing.T) {
 		t.Errorf("taints %+v, %v", node.Spec.Taints, err)
 	}
 	nothingLeft(t, env)
+	if code, out, errOut := plugin("", "status"); code != 1 || !strings.Contains(out, "the kinds of kube-cilium.io are not installed") {
+		t.Errorf("status afterwards: exit %d, %s%s", code, out, errOut)
+	}
 
 	code, _, errOut = plugin("", "uninstall", "--yes")
 	if code != 0 {
