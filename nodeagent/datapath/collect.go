@@ -124,21 +124,21 @@ func pointerOf(k bpf.FlowKey, c bpf.Conn) bpf.FlowKey {
 	return renamed(k, c.Flags&uint16(bpf.MapsConnFlagsCONN_FROM_HI) != 0, flowSide{c.Addr, c.Port})
 }
 
-// RunConntrackGC ages connections until ctx ends.
+// RunConntrackGC ages connections, and counts them for Maps, until ctx ends.
 func (d *Datapath) RunConntrackGC(ctx context.Context) error {
 	ticker := time.NewTicker(collectInterval)
 	defer ticker.Stop()
 	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-		}
 		removed, err := d.collect(ctx)
 		if err != nil {
 			d.log.Error(err, "collect connections")
 		}
 		d.log.V(1).Info("collected connections", "removed", removed)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
 	}
 }
 

@@ -167,7 +167,8 @@ func (m *mapSet) finish() error {
 	var errs []error
 	for _, r := range m.stale {
 		if r.newPin != "" {
-			if err := os.Rename(r.newPin, r.pin); err != nil {
+			// Gone where a Configure after it made yet another size: that one's has taken its place.
+			if err := os.Rename(r.newPin, r.pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("pin map %s: %w", r.with, err))
 			}
 		}

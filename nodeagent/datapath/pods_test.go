@@ -71,6 +71,12 @@ func TestAHundredPodsUpAndDown(t *testing.T) {
 	if n := len(contents[bpf.Addr, bpf.Endpoint](t, d, bpf.MapsMapEndpoints)); n != 202 {
 		t.Errorf("%d endpoints, want 200 of pods and 2 of the host", n)
 	}
+	total := int64(0)
+	for _, m := range d.Maps() {
+		t.Logf("%-15s %8d of %8d entries, %9d bytes", m.Name, m.Entries, m.MaxEntries, m.Bytes)
+		total += m.Bytes
+	}
+	t.Logf("%d bytes in all", total)
 	for i, p := range pods {
 		if i%2 == 0 { // half of them lose their interface first
 			l, err := netlink.LinkByName(p.Interface)
