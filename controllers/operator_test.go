@@ -173,6 +173,9 @@ func TestOperator(t *testing.T) {
 			}
 			all = append(all, prefix)
 		}
+		if len(o.Finalizers) > 0 {
+			t.Errorf("%s has finalizers %v: our kinds could not be deleted after the operator", name, o.Finalizers)
+		}
 		if len(o.OwnerReferences) != 1 || o.OwnerReferences[0].UID != nodes[name].UID {
 			t.Errorf("owners of %s: %v", name, o.OwnerReferences)
 		}
