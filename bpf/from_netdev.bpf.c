@@ -279,7 +279,7 @@ static __always_inline int enter(struct __sk_buff *skb, struct pkt *p)
 		return r;
 	if (tunnel_port && p->t.proto == IPPROTO_UDP &&
 	    p->t.dport == bpf_htons(tunnel_port) && !p->fragment &&
-	    !p->ipv6 && addr_equal(&p->t.daddr, (const union addr *)&node_ipv4))
+	    !p->ipv6 && p->t.daddr.w[3] == node_ipv4.w[3])
 		return from_tunnel(skb, p);
 
 	/* Nothing outside has this node's or its pods' addresses, or speaks to our loopback. */

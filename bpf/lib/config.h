@@ -10,6 +10,19 @@
 /* Address of this node on the underlay, the source of the tunnel; zero: no such family. */
 const volatile union addr node_ipv4 = {};
 const volatile union addr node_ipv6 = {};
+
+/*
+ * The addresses are read word by word as volatile: through a plain pointer the
+ * compiler would take them for the zeroes that stand above.
+ */
+static __always_inline void own_addr(union addr *a, bool ipv6)
+{
+	a->w[0] = ipv6 ? node_ipv6.w[0] : node_ipv4.w[0];
+	a->w[1] = ipv6 ? node_ipv6.w[1] : node_ipv4.w[1];
+	a->w[2] = ipv6 ? node_ipv6.w[2] : node_ipv4.w[2];
+	a->w[3] = ipv6 ? node_ipv6.w[3] : node_ipv4.w[3];
+}
+
 /* ifindex of the only uplink; 0: several, ask the routes. */
 const volatile __u32 uplink_ifindex = 0;
 /* ifindex of the VXLAN device; 0: none (native routing). */

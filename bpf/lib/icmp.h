@@ -91,10 +91,9 @@ static __subprogram int icmp_error(struct __sk_buff *skb, struct pkt *p,
 			.hop_limit = 64,
 		};
 
-		if (addr_zero((const union addr *)&node_ipv6))
+		own_addr(&pseudo.saddr, true);
+		if (addr_zero(&pseudo.saddr))
 			gateway_ipv6(&pseudo.saddr);
-		else
-			pseudo.saddr = *(const union addr *)&node_ipv6;
 		pseudo.daddr = p->t.saddr;
 		pseudo.len = bpf_htonl(sizeof(icmp) + quote);
 		pseudo.next = bpf_htonl(NEXTHDR_ICMP6);

@@ -104,13 +104,15 @@ static __subprogram int encap_to_node(struct __sk_buff *skb, struct pkt *p)
 	__u32 vni = to_wire_identity(p->src_identity);
 	struct iphdr ip = {};
 	struct encap h = {};
+	union addr own;
 	__u32 len, hash, out;
 	int r;
 
 	p->event_flags |= EVENT_TUNNEL;
 	if (!encap_in_bpf || !have_redirect_neigh || !addr_is_ipv4(node))
 		goto device;
-	out = uplink_towards(skb, false, (const union addr *)&node_ipv4, node);
+	own_addr(&own, false);
+	out = uplink_towards(skb, false, &own, node);
 	if (!out)
 		goto device;
 
