@@ -323,7 +323,13 @@ func (o *uninstallOptions) removeNamed(ctx context.Context, c *cluster.Cluster, 
 			return err
 		}
 	}
-	return nil
+	// As kubectl delete does: a kind is gone when its last object is.
+	return poll(ctx, o.nodeTimeout, func() (bool, error) {
+		if err := c.List(ctx, all); err != nil {
+			return false, err
+		}
+		return !slices.ContainsFunc(all.Items, func(m metav1.PartialObjectMetadata) bool { return ours(m.Name) }), nil
+	}, gvk.Kind+" objects are still there")
 }
 
 func (o *uninstallOptions) removeRoles(ctx context.Context, c *cluster.Cluster) error {
