@@ -6,7 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -24,8 +24,8 @@ const (
 // Run repairs devices, attachments, routes, neighbours and sysctls, on netlink events and once in a while, until ctx
 // ends. A device that comes or goes, or whose address or MTU changes, is taken up as Configure would.
 func (d *Datapath) Run(ctx context.Context) error {
-	changed := make(chan struct{}, 1)
-	go watch(ctx, changed, func(err error) { d.log.Error(err, "watch devices and routes") })
+	seen := &events{changed: make(chan struct{}, 1), devices: map[int]bool{}}
+	go watch(ctx, seen, func(err error) { d.log.Error(err, "watch devices and routes") })
 	ticker := time.NewTicker(repairInterval)
 	defer ticker.Stop()
 	said := ""
@@ -34,11 +34,14 @@ func (d *Datapath) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
-		case <-changed:
+		case <-seen.changed:
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-time.After(settleTime):
+			}
+			if !d.concerned(seen.take()) {
+				continue
 			}
 		}
 		err := d.refresh(ctx)
@@ -50,6 +53,55 @@ func (d *Datapath) Run(ctx context.Context) error {
 			d.log.Error(err, "repair datapath")
 		}
 	}
+}
+
+// everything stands for all devices.
+const everything = 0
+
+// events are the devices of which something was heard.
+type events struct {
+	changed chan struct{}
+	mu      sync.Mutex
+	devices map[int]bool
+}
+
+func (e *events) tell(ifindex int) {
+	e.mu.Lock()
+	e.devices[ifindex] = true
+	e.mu.Unlock()
+	select {
+	case e.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (e *events) take() map[int]bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := e.devices
+	e.devices = map[int]bool{}
+	return out
+}
+
+// concerned is false when all that was heard is of pods that have gone since: their interfaces' filters and routes go
+// with them.
+func (d *Datapath) concerned(devices map[int]bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if devices[everything] {
+		return true
+	}
+	for _, p := range d.pods {
+		if devices[p.Ifindex] {
+			return true
+		}
+	}
+	for _, u := range d.uplinks {
+		if devices[u.index] {
+			return true
+		}
+	}
+	return devices[d.overlay.index]
 }
 
 func (d *Datapath) refresh(ctx context.Context) error {
@@ -74,24 +126,18 @@ func (d *Datapath) Health() error {
 	return d.health
 }
 
-// watch tells of changes of links, addresses, routes and neighbours. When the kernel's queue runs over or a socket
-// breaks it subscribes anew and tells, for something may have been missed.
-func watch(ctx context.Context, changed chan<- struct{}, report func(error)) {
-	tell := func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
+// watch tells of changes of links, addresses, routes, neighbours and filters. When the kernel's queue runs over or a
+// socket breaks it subscribes anew and tells, for something may have been missed.
+func watch(ctx context.Context, seen *events, report func(error)) {
 	for ctx.Err() == nil {
-		err := watchOnce(ctx, tell)
+		err := watchOnce(ctx, seen)
 		if ctx.Err() != nil {
 			return
 		}
 		if err != nil {
 			report(err)
 		}
-		tell()
+		seen.tell(everything)
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -99,10 +145,10 @@ func watch(ctx context.Context, changed chan<- struct{}, report func(error)) {
 	}
 }
 
-func watchOnce(ctx context.Context, tell func()) error {
+func watchOnce(ctx context.Context, seen *events) error {
 	done := make(chan struct{})
 	defer close(done)
-	broken := make(chan error, 4)
+	broken := make(chan error, 5)
 	report := func(err error) {
 		select {
 		case broken <- err:
@@ -125,12 +171,12 @@ func watchOnce(ctx context.Context, tell func()) error {
 	if err := netlink.NeighSubscribeWithOptions(neighbours, done, netlink.NeighSubscribeOptions{ErrorCallback: report}); err != nil {
 		return fmt.Errorf("subscribe to neighbours: %w", err)
 	}
-	qdiscs, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_TC)
+	filters, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_TC)
 	if err != nil {
 		return fmt.Errorf("subscribe to filters: %w", err)
 	}
-	defer qdiscs.Close()
-	go watchFilters(qdiscs, tell, report)
+	defer filters.Close()
+	go watchFilters(filters, seen, report)
 	ok := true
 	for ok {
 		select {
@@ -139,33 +185,36 @@ func watchOnce(ctx context.Context, tell func()) error {
 		case err := <-broken:
 			return err
 		case l, open := <-links:
-			// A pod's interface that is made is wired by AddPod.
-			if ok = open; open && IsPodDevice(l.Attrs().Name) && l.Attrs().Flags&net.FlagUp != 0 {
-				continue
+			// A pod's interface comes by AddPod and goes by itself.
+			if ok = open; open && !IsPodDevice(l.Attrs().Name) {
+				seen.tell(everything)
 			}
 		case a, open := <-addrs:
-			if ok = open; open && a.LinkAddress.IP.IsLinkLocalUnicast() {
-				continue
+			if ok = open; open && !a.LinkAddress.IP.IsLinkLocalUnicast() {
+				seen.tell(everything)
 			}
 		case r, open := <-routes:
-			// What we add ourselves is no news.
-			if ok = open; open && r.Type == unix.RTM_NEWROUTE && r.Protocol == routeProtocol {
-				continue
+			ok = open
+			switch {
+			case !open, r.Protocol == routeProtocol && r.Type == unix.RTM_NEWROUTE: // what we add ourselves is no news
+			case r.Protocol == routeProtocol:
+				seen.tell(r.LinkIndex)
+			case r.Table == unix.RT_TABLE_MAIN:
+				seen.tell(everything) // perhaps a default route: another uplink
 			}
 		case n, open := <-neighbours:
 			// Of permanent ones only that they go; the others come and go all day.
-			if ok = open; open && (n.Type == unix.RTM_NEWNEIGH || n.State&netlink.NUD_PERMANENT == 0) {
-				continue
+			if ok = open; open && n.Type == unix.RTM_DELNEIGH && n.State&netlink.NUD_PERMANENT != 0 {
+				seen.tell(n.LinkIndex)
 			}
 		}
-		tell()
 	}
 	return errors.New("subscription ended")
 }
 
 // watchFilters tells when somebody takes a qdisc or a filter off a device: until it is back a pod's packets are
 // judged by nobody.
-func watchFilters(s *nl.NetlinkSocket, tell func(), report func(error)) {
+func watchFilters(s *nl.NetlinkSocket, seen *events, report func(error)) {
 	for {
 		messages, _, err := s.Receive()
 		if err != nil {
@@ -173,8 +222,9 @@ func watchFilters(s *nl.NetlinkSocket, tell func(), report func(error)) {
 			return
 		}
 		for _, m := range messages {
-			if m.Header.Type == unix.RTM_DELTFILTER || m.Header.Type == unix.RTM_DELQDISC {
-				tell()
+			gone := m.Header.Type == unix.RTM_DELTFILTER || m.Header.Type == unix.RTM_DELQDISC
+			if gone && len(m.Data) >= nl.SizeofTcMsg {
+				seen.tell(int(nl.DeserializeTcMsg(m.Data).Ifindex))
 			}
 		}
 	}
