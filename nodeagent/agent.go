@@ -179,7 +179,7 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 	a.ids = NewIdentities(a.manager.GetCache(), a.manager.GetAPIReader(), a.writer, func() { a.ringEndpoints() })
 	a.pods = &Pods{
 		cache: a.manager.GetCache(), live: a.manager.GetAPIReader(), identities: a.ids, endpoints: a.set,
-		filter: identity.DefaultFilter(), wake: a.identityBell,
+		filter: identity.DefaultFilter(), wake: a.identityBell, memory: podMemory{stateDir: o.StateDir, bootID: bootID},
 	}
 	return a, nil
 }
@@ -251,6 +251,9 @@ func (a *Agent) start(ctx context.Context, run func(string, func(context.Context
 	}
 	if err := set.Restore(); err != nil {
 		return fmt.Errorf("restore endpoints: %w", err)
+	}
+	for _, who := range a.pods.memory.load() {
+		a.ids.Restore(who.Labels, who.Identity)
 	}
 	for _, e := range set.List() {
 		a.ids.Restore(e.Labels, e.Identity)
@@ -455,7 +458,7 @@ func (a *Agent) events(d *datapath.Datapath, run func(string, func(context.Conte
 		a.Log.Error(err, "events are not read")
 		return
 	}
-	server := &events.Server{Reader: reader, Path: filepath.Join(a.SocketDir, "events.sock"), Log: a.Log.WithName("events")}
+	server := &events.Server{Reader: reader, Path: filepath.Join(a.SocketDir, "inspect", "events.sock"), Log: a.Log.WithName("events")}
 	run("events", reader.Run)
 	run("events socket", server.Run)
 }

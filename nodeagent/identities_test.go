@@ -33,7 +33,7 @@ func newAPI(t *testing.T) *api {
 	env := testenv.Start(t)
 	s, err := scheme()
 	nodetest.Must(t, err)
-	c, err := client.New(env.Config, client.Options{Scheme: s, Mapper: mapper()})
+	c, err := client.New(env.Config, client.Options{Scheme: s})
 	nodetest.Must(t, err)
 	k, err := cache.New(env.Config, cache.Options{Scheme: s, Mapper: mapper()})
 	nodetest.Must(t, err)

@@ -34,6 +34,7 @@ type Pods struct {
 	endpoints  func() *endpoint.Set
 	filter     identity.Filter
 	wake       bell // of the identities' reconciler
+	memory     podMemory
 }
 
 // Identify answers for a pod that is about to get its interface. When nobody can be asked the pod is pending: it is
@@ -46,7 +47,10 @@ func (p *Pods) Identify(ctx context.Context, ref cni.Pod) (endpoint.Who, error) 
 	ctx, cancel := context.WithTimeout(ctx, liveTimeout)
 	defer cancel()
 	pod, err := p.pod(ctx, ref)
-	if err != nil || pod == nil {
+	if err == nil && pod == nil {
+		return p.memory.recall(ref.UID, pending), nil
+	}
+	if err != nil {
 		return pending, err
 	}
 	l, err := p.labels(ctx, pod)
@@ -112,6 +116,7 @@ func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 	var wanted []identity.Labels
 	var errs []error
 	missing := false
+	known := map[string]endpoint.Who{}
 	for _, e := range set.List() {
 		who := endpoint.Who{Labels: e.Labels, Identity: e.Identity}
 		var pod corev1.Pod
@@ -130,9 +135,11 @@ func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 		wanted = append(wanted, who.Labels)
 		who.Identity = p.identities.Lookup(who.Labels)
 		missing = missing || who.Identity == identity.Pending
+		known[e.Pod.UID] = who
 		errs = append(errs, set.SetIdentity(ctx, e.Attachment, who))
 	}
 	p.identities.Want(wanted)
+	errs = append(errs, p.memory.keep(known))
 	if missing {
 		p.wake.ring()
 	}

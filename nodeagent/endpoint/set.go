@@ -55,8 +55,8 @@ type podChecker interface {
 
 // Who is what somebody knows of a pod: labels nil and identity.Pending while nothing is known.
 type Who struct {
-	Labels   identity.Labels
-	Identity identity.Number
+	Labels   identity.Labels `json:"labels,omitempty"`
+	Identity identity.Number `json:"identity"`
 }
 
 // Options of a Set. All but Log are needed.

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kube-cilium/kube-cilium/cni"
+	"github.com/kube-cilium/kube-cilium/internal/identity"
+	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
+	"github.com/kube-cilium/kube-cilium/nodeagent/nodetest"
+)
+
+// CVE-2023-39347: labels that a user writes on a pod decided which namespace's policies it was under.
+func TestIdentify(t *testing.T) {
+	a := newAPI(t)
+	p := &Pods{
+		cache: a.cache, live: a.client, identities: a.agent(t), endpoints: func() *endpoint.Set { return nil },
+		filter: identity.DefaultFilter(), wake: newBell(), memory: podMemory{stateDir: t.TempDir(), bootID: "boot"},
+	}
+	nodetest.Must(t, a.client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "tenant", Labels: map[string]string{"team": "a"}}}))
+	nodetest.Must(t, a.client.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant", Name: "default"}}))
+	web := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "tenant", Name: "web", Labels: map[string]string{
+			"app": "web", "io.kubernetes.pod.namespace": "kube-system", "io.cilium.k8s.namespace.labels.team": "b", "pod-template-hash": "x",
+		}, Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "hash-of-a-file"}},
+		Spec: corev1.PodSpec{NodeName: "node", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+	}
+	nodetest.Must(t, a.client.Create(t.Context(), web))
+
+	for _, uid := range []string{string(web.UID), "", "hash-of-a-file"} {
+		who, err := p.Identify(t.Context(), cni.Pod{Namespace: "tenant", Name: "web", UID: uid})
+		nodetest.Must(t, err)
+		want := identity.Labels{
+			"k8s:app": "web", "k8s:io.kubernetes.pod.namespace": "tenant", "k8s:io.cilium.k8s.namespace.labels.team": "a",
+			"k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name": "tenant",
+			"k8s:io.cilium.k8s.policy.serviceaccount":                        "default", "k8s:io.cilium.k8s.policy.cluster": "default",
+		}
+		if !who.Labels.Equal(want) || who.Identity != identity.Pending {
+			t.Errorf("%q: %v", uid, who)
+		}
+	}
+	for _, ref := range []cni.Pod{
+		{Namespace: "tenant", Name: "web", UID: "of-its-namesake"}, {Namespace: "tenant", Name: "gone", UID: "x"},
+	} {
+		if _, err := p.Identify(t.Context(), ref); !errors.Is(err, errPodGone) {
+			t.Errorf("%v: %v", ref, err)
+		}
+	}
+	if who, err := p.Identify(t.Context(), cni.Pod{}); err != nil || who.Identity != identity.Pending || who.Labels != nil {
+		t.Errorf("a runtime that names no pod: %v, %v", who, err)
+	}
+
+	// Nobody can be asked: who was known in this boot is still known, everybody else is pending.
+	p.live = failing{a.client}
+	p.cache = failing{a.client}
+	known := endpoint.Who{Labels: identity.Labels{"k8s:app": "old"}, Identity: 300}
+	nodetest.Must(t, p.memory.keep(map[string]endpoint.Who{"known": known}))
+	for uid, want := range map[string]endpoint.Who{"known": known, "new": {Identity: identity.Pending}} {
+		who, err := p.Identify(t.Context(), cni.Pod{Namespace: "tenant", Name: "web", UID: uid})
+		if err != nil || !reflect.DeepEqual(who, want) {
+			t.Errorf("%s: %v, %v", uid, who, err)
+		}
+	}
+}
+
+// failing is an API server that is away.
+type failing struct{ client.Reader }
+
+func (failing) Get(context.Context, client.ObjectKey, client.Object, ...client.GetOption) error {
+	return fmt.Errorf("connection refused")
+}
+
+func TestPodMemoryIsOfItsBoot(t *testing.T) {
+	dir := t.TempDir()
+	known := map[string]endpoint.Who{"uid": {Labels: identity.Labels{"k8s:app": "web"}, Identity: 300}}
+	m := &podMemory{stateDir: dir, bootID: "one"}
+	nodetest.Must(t, m.keep(known))
+	if got := (&podMemory{stateDir: dir, bootID: "one"}).load(); !reflect.DeepEqual(got, known) {
+		t.Errorf("%v", got)
+	}
+	if got := (&podMemory{stateDir: dir, bootID: "two"}).load(); got != nil {
+		t.Errorf("another boot: %v", got)
+	}
+	nodetest.Must(t, os.WriteFile(filepath.Join(dir, lastPodsFile), []byte("{"), 0o600))
+	if got := (&podMemory{stateDir: dir, bootID: "one"}).load(); got != nil {
+		t.Errorf("damaged: %v", got)
+	}
+}
