@@ -17,6 +17,7 @@ type options struct {
 	out            string
 	testCluster    string
 	only           string
+	cluster        string
 }
 
 // The bars: what the product promises of its own shapes.
@@ -39,7 +40,7 @@ func benchmark(ctx context.Context, o options) (err error) {
 	g := &ground{run: fmt.Sprintf("kcb%d-", os.Getpid()), dir: dir}
 	defer g.close()
 	fmt.Fprintln(log, "bringing a cluster up")
-	c, err := bringUp(ctx, o.testCluster, "bench")
+	c, err := bringUp(ctx, o.testCluster, o.cluster)
 	if err != nil {
 		return err
 	}
@@ -62,14 +63,14 @@ func benchmark(ctx context.Context, o options) (err error) {
 			return err
 		}
 		mine := shape{name: "same node", client: clientPod, server: same, dst: same.ips["4"]}
-		f, err := measure(log, "same node", []shape{pair, bridge, ptp, mine}, pair.name, all, o.rounds, o.millis, limits)
+		f, err := measure(ctx, log, "same node", []shape{pair, bridge, ptp, mine}, pair.name, all, o.rounds, o.millis, limits)
 		if err != nil {
 			return err
 		}
 		figures = append(figures, f...)
 		named := mine
 		named.name, named.dst = "ClusterIP", c.vip
-		if f, err = measure(log, "ClusterIP", []shape{mine, named}, mine.name, []string{"crr"}, o.rounds, o.millis, limits); err != nil {
+		if f, err = measure(ctx, log, "ClusterIP", []shape{mine, named}, mine.name, []string{"crr"}, o.rounds, o.millis, limits); err != nil {
 			return err
 		}
 		figures = append(figures, f...)
@@ -80,7 +81,7 @@ func benchmark(ctx context.Context, o options) (err error) {
 		if err != nil {
 			return err
 		}
-		f, err := measure(log, vxlan.name, []shape{pair, kernel, vxlan}, pair.name, all, o.rounds, o.millis, limits)
+		f, err := measure(ctx, log, vxlan.name, []shape{pair, kernel, vxlan}, pair.name, all, o.rounds, o.millis, limits)
 		if err != nil {
 			return err
 		}
@@ -90,7 +91,7 @@ func benchmark(ctx context.Context, o options) (err error) {
 		}
 		native := vxlan
 		native.name = "two nodes, native"
-		if f, err = measure(log, native.name, []shape{pair, native}, pair.name, all, o.rounds, o.millis, limits); err != nil {
+		if f, err = measure(ctx, log, native.name, []shape{pair, native}, pair.name, all, o.rounds, o.millis, limits); err != nil {
 			return err
 		}
 		figures = append(figures, f...)
@@ -111,7 +112,7 @@ func benchmark(ctx context.Context, o options) (err error) {
 		}
 		cut := vxlan
 		cut.name = "two nodes, VXLAN, segments"
-		f, err := measure(log, cut.name, []shape{kernel, cut}, kernel.name, []string{"stream"}, o.rounds, 4*o.millis, limits)
+		f, err := measure(ctx, log, cut.name, []shape{kernel, cut}, kernel.name, []string{"stream"}, o.rounds, 4*o.millis, limits)
 		if err != nil {
 			return err
 		}
@@ -119,6 +120,13 @@ func benchmark(ctx context.Context, o options) (err error) {
 		if err := c.cutSegments(ctx, false); err != nil {
 			return err
 		}
+	}
+	if want("programs") {
+		f, err := programFigures(ctx, log, c, min(o.rounds, 50), o.millis)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
 	}
 	if want("cni") {
 		f, err := cniFigures(ctx, log, c, g)

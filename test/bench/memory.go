@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 )
 
@@ -16,7 +17,7 @@ func memoryFigures(ctx context.Context, log io.Writer, c *ours) ([]Figure, error
 	node := c.Nodes[0].Name
 	var yaml strings.Builder
 	for i := range pods - 2 { // client and same are there already
-		yaml.WriteString(podYAML(fmt.Sprintf("fill-%d", i), node, ""))
+		yaml.WriteString(podYAML(fmt.Sprintf("fill-%d", i), node))
 	}
 	fmt.Fprintf(log, "starting %d pods on %s\n", pods, node)
 	if _, err := c.Kubectl(ctx, []byte(yaml.String()), "apply", "-f", "-"); err != nil {
@@ -60,9 +61,9 @@ func memoryFigures(ctx context.Context, log io.Writer, c *ours) ([]Figure, error
 	return figures, nil
 }
 
-// anonymousKiB is the largest RssAnon among the main processes of the pods of a selector.
+// anonymousKiB is the largest RssAnon among the main containers' processes of the pods of a selector.
 func (o *ours) anonymousKiB(ctx context.Context, selector, node string) (float64, error) {
-	args := []string{"-n", "kube-cilium-system", "get", "pods", "-l", selector, "-o", `jsonpath={range .items[*]}{.spec.nodeName} {.status.containerStatuses[*].containerID}{"\n"}{end}`}
+	args := []string{"-n", "kube-cilium-system", "get", "pods", "-l", selector, "-o", "jsonpath={.items[*].status.containerStatuses[*].containerID}"}
 	if node != "" {
 		args = append(args, "--field-selector", "spec.nodeName="+node)
 	}
@@ -71,34 +72,36 @@ func (o *ours) anonymousKiB(ctx context.Context, selector, node string) (float64
 		return 0, err
 	}
 	var most float64
-	for line := range strings.Lines(out) {
-		f := strings.Fields(line)
-		if len(f) < 2 {
-			continue
-		}
-		tasks, err := o.OnNode(ctx, f[0], "ctr", "-n", "k8s.io", "tasks", "ls")
+	for _, id := range strings.Fields(out) {
+		pids, err := processesOf(id)
 		if err != nil {
 			return 0, err
 		}
-		for task := range strings.Lines(tasks) {
-			t := strings.Fields(task)
-			if len(t) < 2 || !strings.Contains(line, t[0]) {
-				continue
-			}
-			status, err := o.OnNode(ctx, f[0], "cat", "/proc/"+t[1]+"/status")
+		for _, pid := range pids {
+			kib, err := rssAnon(pid)
 			if err != nil {
 				return 0, err
 			}
-			for s := range strings.Lines(status) {
-				var kib float64
-				if n, _ := fmt.Sscanf(s, "RssAnon: %f kB", &kib); n == 1 {
-					most = max(most, kib)
-				}
-			}
+			most = max(most, kib)
 		}
 	}
 	if most == 0 {
 		return 0, fmt.Errorf("no process of %s was found", selector)
 	}
 	return most, nil
+}
+
+// rssAnon reads a process's anonymous memory, KiB.
+func rssAnon(pid string) (float64, error) {
+	status, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		var kib float64
+		if n, _ := fmt.Sscanf(line, "RssAnon: %f kB", &kib); n == 1 {
+			return kib, nil
+		}
+	}
+	return 0, fmt.Errorf("process %s has no RssAnon", pid)
 }

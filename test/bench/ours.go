@@ -3,9 +3,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -19,10 +22,11 @@ type ours struct {
 	*testcluster.Cluster
 	pods map[string]place // client, same, other
 	vip  string
+	tool string
 }
 
-// podYAML runs the bench binary itself, which lies on this machine and so on every node, at the same path.
-func podYAML(name, node, dir string) string {
+// podYAML is a pod that only holds its network; the workers enter it from outside.
+func podYAML(name, node string) string {
 	return fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
@@ -38,16 +42,22 @@ spec:
 `, benchNamespace, name, name, node)
 }
 
-func bringUp(ctx context.Context, tool, name string, flags ...string) (*ours, error) {
-	c, err := testcluster.Up(ctx, tool, name, append([]string{"--workers", "2", "--ip-family", "dual", "--cni", "ours"}, flags...)...)
+// bringUp makes the cluster and its pods; when that fails nothing of it stays.
+func bringUp(ctx context.Context, tool, name string) (o *ours, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, testcluster.Down(tool, name))
+		}
+	}()
+	c, err := testcluster.Up(ctx, tool, name, "--workers", "2", "--ip-family", "dual", "--cni", "ours")
 	if err != nil {
 		return nil, err
 	}
-	o := &ours{Cluster: c, pods: map[string]place{}}
+	o = &ours{Cluster: c, tool: tool, pods: map[string]place{}}
 	yaml := "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + benchNamespace + "}\n---"
 	on := map[string]string{"client": c.Nodes[0].Name, "same": c.Nodes[0].Name, "other": c.Nodes[1].Name}
 	for name, node := range on {
-		yaml += podYAML(name, node, "")
+		yaml += podYAML(name, node)
 	}
 	var ports strings.Builder
 	for _, p := range []int{portRR, portCRR, portSink} {
@@ -60,7 +70,7 @@ func bringUp(ctx context.Context, tool, name string, flags ...string) (*ours, er
 	if _, err := c.Kubectl(ctx, nil, "-n", benchNamespace, "wait", "--for=condition=Ready", "--timeout=90s", "pod", "--all"); err != nil {
 		return nil, err
 	}
-	for name, node := range on {
+	for name := range on {
 		ip, err := c.Kubectl(ctx, nil, "-n", benchNamespace, "get", "pod", name, "-o", "jsonpath={.status.podIPs[*].ip}")
 		if err != nil {
 			return nil, err
@@ -73,12 +83,9 @@ func bringUp(ctx context.Context, tool, name string, flags ...string) (*ours, er
 				p.ips["4"] = a
 			}
 		}
-		pid, err := o.pausePID(ctx, name, node)
-		if err != nil {
+		if p.enter, p.procs, err = o.insidePod(ctx, name); err != nil {
 			return nil, err
 		}
-		// Only the pod's network: the worker's binary and its pinning are this machine's.
-		p.enter = c.NodeCommand(node, "nsenter", "-t", pid, "-n")
 		o.pods[name] = p
 	}
 	vip, err := c.Kubectl(ctx, nil, "-n", benchNamespace, "get", "service", "same", "-o", "jsonpath={.spec.clusterIP}")
@@ -86,22 +93,64 @@ func bringUp(ctx context.Context, tool, name string, flags ...string) (*ours, er
 	return o, err
 }
 
-// pausePID finds a pod's process as its node numbers it.
-func (o *ours) pausePID(ctx context.Context, pod, node string) (string, error) {
+// insidePod gives the command that enters a pod's network from this machine, and the file that enters its cgroup2.
+func (o *ours) insidePod(ctx context.Context, pod string) (enter []string, procs string, err error) {
 	id, err := o.Kubectl(ctx, nil, "-n", benchNamespace, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}")
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
-	out, err := o.OnNode(ctx, node, "ctr", "-n", "k8s.io", "tasks", "ls")
+	pids, err := processesOf(id)
+	if err != nil {
+		return nil, "", fmt.Errorf("pod %s: %w", pod, err)
+	}
+	procs, err = cgroup2Procs(pids[0])
+	return []string{"nsenter", "--net=/proc/" + pids[0] + "/ns/net"}, procs, err
+}
+
+// processesOf finds a container's processes, as this machine numbers them: its id is in the names of their cgroups.
+func processesOf(container string) ([]string, error) {
+	_, id, _ := strings.Cut(container, "://")
+	if id == "" {
+		return nil, fmt.Errorf("%q is no container id", container)
+	}
+	files, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	var pids []string
+	for _, f := range files {
+		if b, err := os.ReadFile(f); err == nil && bytes.Contains(b, []byte(id)) {
+			pids = append(pids, filepath.Base(filepath.Dir(f)))
+		}
+	}
+	if len(pids) == 0 {
+		return nil, fmt.Errorf("no process of container %s", id)
+	}
+	return pids, nil
+}
+
+// cgroup2Procs is the cgroup.procs file of a process's cgroup2.
+func cgroup2Procs(pid string) (string, error) {
+	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		return "", err
 	}
-	for line := range strings.Lines(out) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == strings.TrimPrefix(id, "containerd://") {
-			return f[1], nil
+	groups, err := os.ReadFile("/proc/" + pid + "/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for mount := range strings.Lines(string(mounts)) {
+		f := strings.Fields(mount)
+		if len(f) < 3 || f[2] != "cgroup2" {
+			continue
+		}
+		for group := range strings.Lines(string(groups)) {
+			if path, ok := strings.CutPrefix(strings.TrimSpace(group), "0::"); ok {
+				return filepath.Join(f[1], path, "cgroup.procs"), nil
+			}
 		}
 	}
-	return "", fmt.Errorf("no task of pod %s on %s", pod, node)
+	return "", errors.New("no cgroup2")
 }
 
 // setRouting changes the CiliumConfig and waits until both nodes carry it out.
@@ -136,9 +185,7 @@ func (o *ours) cutSegments(ctx context.Context, cut bool) error {
 }
 
 func (o *ours) close() {
-	if err := testcluster.Down(o.tool(), o.Name); err != nil {
+	if err := testcluster.Down(o.tool, o.Name); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
 }
-
-func (o *ours) tool() string { return o.NodeCommand("")[0] }

@@ -6,10 +6,12 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 )
 
@@ -18,6 +20,8 @@ type place struct {
 	// enter is the command line in front of what runs there.
 	enter []string
 	ips   map[string]string // family -> address
+	// procs is the cgroup.procs file of the pod's cgroup2, where the socket programs see it; empty: none.
+	procs string
 }
 
 func (p place) command(args ...string) *exec.Cmd {
@@ -60,13 +64,18 @@ type process struct {
 	out *bufio.Scanner
 }
 
+// start runs this program in the place, before everything else on the machine: what else runs here should not
+// decide a ratio. Of cgroups it enters none but the pod's in cgroup2, so that every shape's workers are scheduled alike.
 func (p place) start(args ...string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	cmd := p.command(append([]string{self}, args...)...)
+	first := place{enter: append([]string{"nice", "-n", "-20"}, p.enter...)}
+	cmd := first.command(append([]string{self}, args...)...)
 	cmd.Stderr = os.Stderr
+	// The runtime's preemption is a signal, which would cut blocking system calls short.
+	cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1")
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -78,7 +87,27 @@ func (p place) start(args ...string) (*process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", strings.Join(cmd.Args, " "), err)
 	}
-	return &process{cmd: cmd, in: in, out: bufio.NewScanner(out)}, nil
+	w := &process{cmd: cmd, in: in, out: bufio.NewScanner(out)}
+	if p.procs != "" {
+		if err := os.WriteFile(p.procs, []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+			w.stop()
+			return nil, fmt.Errorf("enter the pod's cgroup: %w", err)
+		}
+	}
+	return w, nil
+}
+
+// serve starts a server on CPU 0 and waits until it listens.
+func (p place) serve() (*process, error) {
+	w, err := p.start("server", "0")
+	if err != nil {
+		return nil, err
+	}
+	if !w.out.Scan() || w.out.Text() != "ready" {
+		w.stop()
+		return nil, errors.New("the server did not start")
+	}
+	return w, nil
 }
 
 // stop closes the worker's stdin, which ends it, and waits.

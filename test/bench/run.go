@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -20,7 +21,7 @@ type shape struct {
 type bars map[string]float64
 
 // measure runs rounds over all shapes, for each kind, and gives the ratio of each to the shape named base.
-func measure(log io.Writer, title string, shapes []shape, base string, kinds []string, rounds, millis int, limits map[string]bars) ([]Figure, error) {
+func measure(ctx context.Context, log io.Writer, title string, shapes []shape, base string, kinds []string, rounds, millis int, limits map[string]bars) ([]Figure, error) {
 	clients := map[string]*process{}
 	defer func() {
 		for _, p := range clients {
@@ -36,14 +37,11 @@ func measure(log io.Writer, title string, shapes []shape, base string, kinds []s
 	for _, s := range shapes {
 		key := fmt.Sprint(s.server.enter)
 		if servers[key] == nil {
-			p, err := s.server.start("server", "0")
+			p, err := s.server.serve()
 			if err != nil {
-				return nil, err
+				return nil, fmt.Errorf("%s: %w", s.name, err)
 			}
 			servers[key] = p
-			if !p.out.Scan() || p.out.Text() != "ready" {
-				return nil, fmt.Errorf("server of %s did not start", s.name)
-			}
 		}
 		p, err := s.client.start("client")
 		if err != nil {
@@ -54,7 +52,12 @@ func measure(log io.Writer, title string, shapes []shape, base string, kinds []s
 	type key struct{ shape, kind string }
 	rates := map[key][]float64{}
 	for round := range rounds {
-		fmt.Fprintf(log, "\r%s: round %d/%d ", title, round+1, rounds)
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if done := round + 1; done%10 == 0 || done == rounds {
+			fmt.Fprintf(log, "%s: round %d/%d\n", title, done, rounds)
+		}
 		for _, kind := range kinds {
 			for _, i := range rand.Perm(len(shapes)) {
 				s := shapes[i]
@@ -70,7 +73,6 @@ func measure(log io.Writer, title string, shapes []shape, base string, kinds []s
 			}
 		}
 	}
-	fmt.Fprintln(log)
 	var figures []Figure
 	for _, s := range shapes {
 		if s.name == base {

@@ -137,7 +137,7 @@ func work(j job, open map[job]int) (tally, error) {
 		}
 		if j.Kind == "stream" {
 			buf := make([]byte, 128<<10)
-			return repeat(d, int64(len(buf)), func() error { return writeAll(fd, buf) })
+			return stream(fd, d, buf)
 		}
 		var one [1]byte
 		return repeat(d, 1, func() error {
@@ -149,6 +149,24 @@ func work(j job, open map[job]int) (tally, error) {
 		})
 	}
 	return tally{}, fmt.Errorf("unknown kind %q", j.Kind)
+}
+
+// stream writes for d and then waits until all of it is acknowledged, so that no slice leaves work to the next.
+func stream(fd int, d time.Duration, buf []byte) (tally, error) {
+	start := time.Now()
+	t, err := repeat(d, int64(len(buf)), func() error { return writeAll(fd, buf) })
+	for err == nil {
+		var left int
+		if left, err = unix.IoctlGetInt(fd, unix.SIOCOUTQ); left == 0 {
+			break
+		}
+		if time.Since(start) > d+3*time.Second {
+			return t, fmt.Errorf("%d bytes were not acknowledged", left)
+		}
+		time.Sleep(20 * time.Microsecond)
+	}
+	t.Nanos = time.Since(start).Nanoseconds()
+	return t, err
 }
 
 func repeat(d time.Duration, units int64, f func() error) (tally, error) {
