@@ -25,7 +25,7 @@ import (
 var ErrAgentAway = errors.New("the agent does not serve events")
 
 // SocketPath is where the agent serves events.
-const SocketPath = "/run/kube-cilium/events.sock"
+const SocketPath = "/run/kube-cilium/inspect/events.sock"
 
 const (
 	// maxClients bounds what many readers can cost the agent.
