@@ -227,6 +227,8 @@ func (d *Datapath) constants(cfg Config) (constants, error) {
 		"pod_mtu":             uint32(d.podMTU),
 		"nat_port_min":        uint16(natPortMin),
 		"nat_port_max":        uint16(natPortMax),
+		"have_coarse_clock":   d.has(featureClock),
+		"have_set_retval":     d.has(featureSetRetval),
 		"trace_every_packet":  false,
 	}, nil
 }

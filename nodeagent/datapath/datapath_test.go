@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/bpf"
 )
 
@@ -84,5 +85,43 @@ func TestRestartChangesNothing_CVE_2023_27595(t *testing.T) {
 		counters, _ := d.Counters()
 		t.Log(fmt.Sprint(counters))
 		t.Log(strings.Join(f.pins(), "\n"))
+	}
+}
+
+// A constant that a program has and the agent does not set would silently be what its file says.
+func TestEveryConstantIsSet(t *testing.T) {
+	d := assemble(Options{}, &kernel{known: map[v1alpha1.KernelFeature]error{}}, &mapSet{})
+	for _, p := range probes() {
+		d.kernel.known[p.name] = nil
+	}
+	consts, err := d.constants(Config{Mode: v1alpha1.RoutingVXLAN})
+	must(t, err)
+	used := map[string]bool{}
+	loads := map[string]func() (*ebpf.CollectionSpec, error){"sock": bpf.LoadSock}
+	for _, p := range bpf.DevicePrograms() {
+		loads[p.Name] = p.Load
+	}
+	for name, load := range loads {
+		spec, err := load()
+		must(t, err)
+		for v, s := range spec.Variables {
+			if !s.Constant() {
+				continue
+			}
+			used[v] = true
+			value, ok := consts[v]
+			if !ok {
+				t.Errorf("%s: constant %s is not set", name, v)
+				continue
+			}
+			if err := s.Set(value); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	for v := range consts {
+		if !used[v] {
+			t.Errorf("no program has a constant %s", v)
+		}
 	}
 }

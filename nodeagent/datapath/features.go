@@ -31,13 +31,14 @@ type probe struct {
 	using, fallback string
 }
 
-// Features that the configuration cannot forbid: without them there is no other way.
+// Features that the configuration cannot forbid.
 const (
 	featureLRU       v1alpha1.KernelFeature = "LRUHash"
 	featureLPM       v1alpha1.KernelFeature = "LPMTrie"
 	featureMapOfMaps v1alpha1.KernelFeature = "MapOfMaps"
 	featureRingbuf   v1alpha1.KernelFeature = "RingBuffer"
 	featureSetRetval v1alpha1.KernelFeature = "SetReturnValue"
+	featureClock     v1alpha1.KernelFeature = "CoarseClock"
 )
 
 func probes() []probe {
@@ -56,6 +57,8 @@ func probes() []probe {
 			"tables are written in batches", "tables are written entry by entry"},
 		{featureSetRetval, helperProbe(ebpf.CGroupSockAddr, asm.FnSetRetval), false,
 			"a connection to a service without backends is refused at once", "it gets a permission error"},
+		{featureClock, helperProbe(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs), false,
+			"connections' ages from the clock of the last tick", "connections' ages from the exact clock"},
 		{featureLRU, mapProbe(ebpf.LRUHash), true, "connection tables", ""},
 		{featureLPM, mapProbe(ebpf.LPMTrie), true, "prefix table", ""},
 		{featureMapOfMaps, mapProbe(ebpf.ArrayOfMaps), true, "unanswered flows of each pod", ""},
