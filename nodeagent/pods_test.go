@@ -34,7 +34,7 @@ func TestIdentify(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: "tenant", Name: "web", Labels: map[string]string{
 			"app": "web", "io.kubernetes.pod.namespace": "kube-system", "io.cilium.k8s.namespace.labels.team": "b", "pod-template-hash": "x",
 		}, Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "hash-of-a-file"}},
-		Spec: corev1.PodSpec{NodeName: "node", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+		Spec: corev1.PodSpec{NodeName: "node", ServiceAccountName: "default", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
 	}
 	nodetest.Must(t, a.client.Create(t.Context(), web))
 
