@@ -241,9 +241,9 @@ type context struct {
 	_              [6]uint32
 	IngressIfindex uint32
 	Ifindex        uint32
-	_              [33]uint32
+	_              [30]uint32
 	GSOSegs        uint32
-	_              uint32
+	_              [2]uint32
 	GSOSize        uint32
 	_              uint32
 	_              uint64

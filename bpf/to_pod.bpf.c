@@ -35,6 +35,14 @@ static __always_inline __u32 who_sent(struct __sk_buff *skb, struct pkt *p)
 	return identity_of(&p->t.saddr);
 }
 
+/* Link-local or to many: not routed to anybody. */
+static __always_inline bool on_link(const struct pkt *p)
+{
+	if (p->ipv6)
+		return addr_multicast6(&p->t.daddr) || addr_link_local(&p->t.daddr);
+	return p->t.daddr.b[12] >= 224;
+}
+
 static __always_inline int hear(struct __sk_buff *skb, struct pkt *p)
 {
 	struct endpoint *pod;
@@ -59,8 +67,8 @@ static __always_inline int hear(struct __sk_buff *skb, struct pkt *p)
 	}
 	pod = bpf_map_lookup_elem(&endpoints, &p->t.daddr);
 	if (!pod || pod->ifindex != skb->ifindex) {
-		/* Multicast of the host (mDNS, group queries) ends at the link. */
-		if (!skb->ingress_ifindex && skb->pkt_type != 0)
+		/* What the host says on this link (mDNS, group queries) ends there. */
+		if (!skb->ingress_ifindex && on_link(p))
 			return FORWARD_NOT_OURS;
 		return DROP_UNKNOWN_TARGET;
 	}
