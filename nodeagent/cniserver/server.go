@@ -223,8 +223,8 @@ func result(e *endpoint.Endpoint) *types100.Result {
 	r := &types100.Result{
 		CNIVersion: types100.ImplementedSpecVersion,
 		Interfaces: []*types100.Interface{
-			{Name: e.Interface, Mac: e.HostMAC.String(), Mtu: e.MTU},
-			{Name: e.IfName, Mac: e.MAC.String(), Mtu: e.MTU, Sandbox: e.Netns},
+			{Name: e.Interface, Mac: e.HostMAC.String(), Mtu: e.DeviceMTU},
+			{Name: e.IfName, Mac: e.MAC.String(), Mtu: e.DeviceMTU, Sandbox: e.Netns},
 		},
 	}
 	for _, ip := range e.Addresses() {

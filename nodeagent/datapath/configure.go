@@ -30,7 +30,6 @@ var (
 // Configure brings devices, sysctls, the tunnel device and programs to cfg. It is idempotent and adopts what is
 // pinned. On an error whatever was in force before stays in force; ErrNoUplink comes after everything else was done.
 func (d *Datapath) Configure(ctx context.Context, cfg Config) error {
-	d.spare.Wait()
 	d.wiring.Lock()
 	defer d.wiring.Unlock()
 	d.mu.Lock()
@@ -48,6 +47,11 @@ func (d *Datapath) Configure(ctx context.Context, cfg Config) error {
 	if len(d.uplinks) == 0 {
 		d.health = ErrNoUplink
 	}
+	last := uint16(0)
+	for id := range d.pods {
+		last = max(last, id)
+	}
+	d.spareAfter(last)
 	return d.health
 }
 
@@ -72,7 +76,7 @@ func (d *Datapath) configure(ctx context.Context) error {
 			return err
 		}
 	}
-	d.podMTU = podMTU(cfg, mtu)
+	d.podMTU, d.deviceMTU = podMTU(cfg, mtu), mtu
 	if err := d.writeSettings(); err != nil {
 		return err
 	}

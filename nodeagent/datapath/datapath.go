@@ -88,9 +88,10 @@ type Datapath struct {
 
 	// wiring is held for writing while programs, maps or devices are exchanged, and for reading while one pod is
 	// wired: the kernel lets that wait (see AddPod), and many pods come at once. mu guards everything below but what
-	// only the holder of wiring changes: maps, progs, attach, cfg. It is taken after wiring.
+	// only the holder of wiring changes: closed, maps, progs, attach, cfg. It is taken after wiring.
 	wiring sync.RWMutex
 	mu     sync.Mutex
+	closed bool
 	kernel *kernel
 	maps   *mapSet
 	progs  *programs
@@ -102,6 +103,8 @@ type Datapath struct {
 	uplinks []uplink
 	overlay device
 	podMTU  int
+	// deviceMTU is the underlay's.
+	deviceMTU int
 	// encap is true where programs build the VXLAN header.
 	encap bool
 	// stack is true where the host's stack forwards what the programs cannot redirect.
@@ -206,11 +209,11 @@ func checkMount(path string, magic int64, missing error) error {
 
 // Close gives back file descriptors. Everything in the kernel stays and goes on.
 func (d *Datapath) Close() error {
-	d.spare.Wait()
 	d.wiring.Lock()
 	defer d.wiring.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.closed = true
 	d.progs.close()
 	if err := d.maps.close(); err != nil {
 		return fmt.Errorf("close maps: %w", err)
@@ -262,6 +265,14 @@ func (d *Datapath) PodMTU() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.podMTU
+}
+
+// DeviceMTU is the largest packet that a pod must take, in bytes; 0 before Configure. It is the underlay's also where
+// the tunnel leaves less for what a pod sends: packets from outside, and of flows that skip the tunnel, come whole.
+func (d *Datapath) DeviceMTU() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.deviceMTU
 }
 
 var errNoHostEnd = errors.New("the host's end of the pod's interface is gone")

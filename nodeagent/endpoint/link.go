@@ -95,9 +95,9 @@ func inNetns(netns *os.File, fn func() error) error {
 // makeVeth makes the pair, both ends down: the host's here, the pod's straight in its namespace.
 func makeVeth(e *Endpoint, netns *os.File) (ifindex int, err error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = e.Interface, e.MTU, net.HardwareAddr(e.HostMAC[:])
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = e.Interface, e.DeviceMTU, net.HardwareAddr(e.HostMAC[:])
 	veth := &netlink.Veth{
-		LinkAttrs: attrs, PeerName: e.IfName, PeerMTU: uint32(e.MTU), PeerTxQLen: -1,
+		LinkAttrs: attrs, PeerName: e.IfName, PeerMTU: uint32(e.DeviceMTU), PeerTxQLen: -1,
 		PeerHardwareAddr: net.HardwareAddr(e.MAC[:]), PeerNamespace: netlink.NsFd(netns.Fd()),
 	}
 	if err := netlink.LinkAdd(veth); err != nil {
@@ -168,7 +168,7 @@ func (p *podEnd) configure() error {
 		if err := p.h.NeighSet(neighbour(link, gw, p.e.HostMAC)); err != nil {
 			return fmt.Errorf("neighbour %s in the pod: %w", gw, err)
 		}
-		if err := p.h.RouteReplace(defaultRoute(link, gw)); err != nil {
+		if err := p.h.RouteReplace(defaultRoute(link, gw, p.e.MTU)); err != nil {
 			return fmt.Errorf("default route via %s in the pod: %w", gw, err)
 		}
 	}
@@ -193,7 +193,7 @@ func (p *podEnd) check() (wrong []string) {
 		return []string{fmt.Sprintf("interface %s is not in the pod: %v", p.e.IfName, err)}
 	}
 	complain := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
-	checkLink(link, p.e.MAC, p.e.MTU, "the pod's end", complain)
+	checkLink(link, p.e.MAC, p.e.DeviceMTU, "the pod's end", complain)
 	for _, ip := range p.e.Addresses() {
 		addrs, err := whole(func() ([]netlink.Addr, error) { return p.h.AddrList(link, familyOf(ip)) })
 		if err != nil || !hasAddress(addrs, ip) {
@@ -211,6 +211,9 @@ func (p *podEnd) check() (wrong []string) {
 		for _, r := range routes {
 			if (r.Dst == nil || isDefault(r.Dst)) && r.Gw.Equal(net.IP(gw.AsSlice())) {
 				found = true
+				if r.MTU != p.e.MTU {
+					complain("MTU of the default route via %s is %d, not %d", gw, r.MTU, p.e.MTU)
+				}
 			}
 		}
 		if err != nil || !found {
@@ -235,7 +238,7 @@ func checkHostEnd(e *Endpoint) (wrong []string) {
 	if link.Attrs().Index != e.Ifindex {
 		complain("%s is another interface now: index %d, was %d", e.Interface, link.Attrs().Index, e.Ifindex)
 	}
-	checkLink(link, e.HostMAC, e.MTU, "the host's end", complain)
+	checkLink(link, e.HostMAC, e.DeviceMTU, "the host's end", complain)
 	for _, ip := range e.Addresses() {
 		routes, err := whole(func() ([]netlink.Route, error) {
 			return netlink.RouteListFiltered(familyOf(ip), hostRoute(link, ip), netlink.RT_FILTER_OIF|netlink.RT_FILTER_DST)
@@ -366,7 +369,7 @@ func hasNeighbour(h *netlink.Handle, link netlink.Link, ip netip.Addr, mac MAC) 
 	return false
 }
 
-func defaultRoute(link netlink.Link, gw netip.Addr) *netlink.Route {
+func defaultRoute(link netlink.Link, gw netip.Addr, mtu int) *netlink.Route {
 	var all *net.IPNet
 	if gw.Is4() {
 		all = &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
@@ -374,7 +377,7 @@ func defaultRoute(link netlink.Link, gw netip.Addr) *netlink.Route {
 		all = &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
 	}
 	return &netlink.Route{
-		LinkIndex: link.Attrs().Index, Dst: all, Gw: gw.AsSlice(), Flags: int(netlink.FLAG_ONLINK), Protocol: RouteProtocol,
+		LinkIndex: link.Attrs().Index, Dst: all, Gw: gw.AsSlice(), MTU: mtu, Flags: int(netlink.FLAG_ONLINK), Protocol: RouteProtocol,
 	}
 }
 

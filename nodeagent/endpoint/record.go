@@ -47,7 +47,10 @@ type Endpoint struct {
 	HostMAC   MAC        `json:"hostMAC"`
 	IPv4      netip.Addr `json:"ipv4,omitzero"`
 	IPv6      netip.Addr `json:"ipv6,omitzero"`
-	MTU       int        `json:"mtu"`
+	// MTU is the largest packet that the pod sends off the node, on its routes; DeviceMTU the largest that it takes, on
+	// both ends of the pair: what comes from outside the tunnel may be larger than what fits into it.
+	MTU       int `json:"mtu"`
+	DeviceMTU int `json:"deviceMTU"`
 	// Labels are nil while nobody could say who the pod is.
 	Labels identity.Labels `json:"labels,omitempty"`
 	// Identity is confirmed by the API server, or identity.Pending.

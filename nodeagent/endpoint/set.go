@@ -43,6 +43,7 @@ var (
 // its routes and neighbours, after everything else is in force.
 type Datapath interface {
 	PodMTU() int
+	DeviceMTU() int
 	SetPods([]datapath.Pod) error
 	AddPod(datapath.Pod) error
 	RemovePod(id uint16) error
@@ -201,7 +202,7 @@ func (s *Set) Add(ctx context.Context, a cni.Attachment, pod cni.Pod, netnsPath 
 	}
 	e := &Endpoint{
 		Attachment: a, Pod: pod, Netns: netnsPath, Interface: InterfaceName(a), MAC: newMAC(), HostMAC: newMAC(),
-		MTU: mtu, Identity: identity.Pending, State: Creating, Created: time.Now().UTC(), BootID: s.BootID,
+		MTU: mtu, DeviceMTU: s.Datapath.DeviceMTU(), Identity: identity.Pending, State: Creating, Created: time.Now().UTC(), BootID: s.BootID,
 	}
 	who, err := s.Identify(ctx, pod)
 	if err != nil {
