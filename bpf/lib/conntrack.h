@@ -17,6 +17,9 @@
 /* Ticks between reports of a live flow, unless the agent says otherwise. */
 #define REPORT_INTERVAL 5
 
+/* TCP flags whose first sight in a direction is reported: what begins and ends a connection. */
+#define TCP_REPORTED (TCP_SYN | TCP_FIN | TCP_RST)
+
 static __always_inline bool addr_after(const union addr *a, const union addr *b)
 {
 	__u64 x = bpf_be64_to_cpu(a->d[0]), y = bpf_be64_to_cpu(b->d[0]);
@@ -182,7 +185,7 @@ static __subprogram struct conn *conn_promote(const struct flow_key *k,
 
 /*
  * Writes what an accepted packet changed, and decides whether it is reported:
- * the first one, flags not seen before in its direction, the end, and one an
+ * the first one, SYN, FIN and RST not seen before in its direction, and one an
  * interval. Sets p->refresh when the tick changed or the connection closed:
  * whoever holds more entries for it touches them now. Returns the entry, which
  * may have moved, or NULL when it could not.
@@ -208,8 +211,8 @@ static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 		__u8 *seen = p->reply ? &c->tcp_flags[1] : &c->tcp_flags[0];
 
 		if (unlikely(flags & ~*seen)) {
+			p->report |= flags & ~*seen & TCP_REPORTED;
 			*seen |= flags;
-			p->report = true;
 			if (flags & TCP_RST ||
 			    c->tcp_flags[0] & c->tcp_flags[1] & TCP_FIN) {
 				c->flags |= CONN_CLOSING;

@@ -157,7 +157,7 @@ struct {
 /* Drops and traces. Written by programs, read by the agent; what does not fit is counted in metrics. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
+	__uint(max_entries, EVENTS_BYTES);
 } events SEC(".maps");
 
 #endif

@@ -58,6 +58,17 @@ static __always_inline bool may_report_drop(__u32 reason, __u32 now)
 	return true;
 }
 
+/*
+ * The reader looks by itself some twenty times a second. To wake it for each
+ * record costs more than the packet: an interrupt to ourselves and a process
+ * switched to. Only when a quarter of the ring is full it must come now.
+ */
+static __always_inline __u64 wakeup(void)
+{
+	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= EVENTS_BYTES / 4 ?
+		       BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
+}
+
 static __subprogram int report(struct __sk_buff *skb, const struct pkt *p,
 			     __u32 reason, __u32 type)
 {
@@ -89,7 +100,7 @@ static __subprogram int report(struct __sk_buff *skb, const struct pkt *p,
 	e->length = p->len;
 	e->rule = p->rule;
 	e->pad = 0;
-	bpf_ringbuf_submit(e, 0);
+	bpf_ringbuf_submit(e, wakeup());
 	return 0;
 }
 

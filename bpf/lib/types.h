@@ -331,6 +331,8 @@ struct event {
 
 #define MAX_ENDPOINTS 4096
 #define REASONS 256
+/* Of the ring buffer. */
+#define EVENTS_BYTES (1 << 20)
 
 _Static_assert(sizeof(union addr) == 16, "addr");
 _Static_assert(sizeof(struct endpoint) == 24, "endpoint");

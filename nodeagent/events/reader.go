@@ -23,6 +23,9 @@ import (
 // History is how many events a Reader remembers for those who come later.
 const History = 4096
 
+// interval is how often the ring is looked into: programs wake us only when a quarter of it is full.
+const interval = 50 * time.Millisecond
+
 // Stats counts since the Reader was made.
 type Stats struct {
 	// Received records, whatever became of them.
@@ -74,10 +77,15 @@ func (r *Reader) Run(ctx context.Context) error {
 	defer r.close()
 	defer context.AfterFunc(ctx, func() { _ = r.ring.Close() })()
 	var rec ringbuf.Record
+	r.ring.SetDeadline(time.Now().Add(interval))
 	for {
 		err := r.ring.ReadInto(&rec)
 		if errors.Is(err, os.ErrClosed) {
 			return nil
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			r.ring.SetDeadline(time.Now().Add(interval))
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("read ring buffer events: %w", err)

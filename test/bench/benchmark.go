@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 )
 
@@ -18,6 +19,7 @@ type options struct {
 	testCluster    string
 	only           string
 	cluster        string
+	kinds          string
 }
 
 // The bars: what the product promises of its own shapes.
@@ -51,7 +53,7 @@ func benchmark(ctx context.Context, o options) (err error) {
 		return err
 	}
 	clientPod, same, other := c.pods["client"], c.pods["same"], c.pods["other"]
-	all := []string{"rr", "crr", "rr-cross", "crr-cross", "udp", "stream"}
+	all := strings.Split(o.kinds, ",")
 
 	if want("same") {
 		bridge, err := g.reference("bridge", "10.73.0.0/24")
