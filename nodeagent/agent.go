@@ -229,7 +229,7 @@ func (a *Agent) Run(ctx context.Context) error {
 // tried again, without end.
 func (a *Agent) start(ctx context.Context, run func(string, func(context.Context) error)) error {
 	// Another CNI's node is not touched at all, not even by our maps.
-	if err := a.insist(ctx, a.install.Blocked); err != nil {
+	if err := a.insist(ctx, a.blocked); err != nil {
 		return err
 	}
 	var d *datapath.Datapath
@@ -289,6 +289,15 @@ func (a *Agent) start(ctx context.Context, run func(string, func(context.Context
 	run("install", a.install.Run)
 	a.Log.Info("ready", "endpoints", len(set.List()))
 	return nil
+}
+
+// blocked says why this node is not ours to serve. Once it was ours in this boot it stays so: whatever another CNI's
+// files say, our pods run here.
+func (a *Agent) blocked() error {
+	if cni.WasReady(a.StateDir) {
+		return nil
+	}
+	return a.install.Blocked()
 }
 
 // insist tries until it succeeds, and reports why it does not.
@@ -353,7 +362,7 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 	}
 	network := &Network{
 		node: a.Node, bootID: a.bootID, stateDir: a.StateDir, cache: reader, writer: a.writer, datapath: d,
-		addresses: a.addresses, nodesVersion: lastVersion(nodes), blocked: a.install.Blocked,
+		addresses: a.addresses, nodesVersion: lastVersion(nodes), blocked: a.blocked,
 		ready: a.networkReady, log: a.Log.WithName("network"),
 	}
 	a.mu.Lock()

@@ -83,6 +83,8 @@ type Network struct {
 type inForce struct {
 	config     datapath.Config
 	configured bool
+	// again is true when the same config has to be tried once more: there was no uplink.
+	again      bool
 	generation int64
 	// observedNodes is the version of the nodes on which we have acted.
 	observedNodes string
@@ -113,6 +115,11 @@ func (n *Network) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, e
 			n.log.Info("waiting", "for", err.Error())
 		}
 		return ctrl.Result{RequeueAfter: 2 * time.Second}, nil
+	case errors.Is(err, datapath.ErrNoUplink):
+		if news {
+			n.log.Error(err, "pods reach only this node")
+		}
+		return ctrl.Result{RequeueAfter: 10 * time.Second}, nil
 	case errors.Is(err, errOtherCNI):
 		if news {
 			n.log.Error(err, "this node is left alone")
@@ -150,7 +157,8 @@ func (n *Network) reconcile(ctx context.Context) error {
 	if err := n.tellAddresses(ctx, own); err != nil {
 		return err
 	}
-	if err := n.write(ctx, w, *own, config.Generation, true); err != nil {
+	err = n.write(ctx, w, *own, config.Generation, true)
+	if err != nil && !errors.Is(err, datapath.ErrNoUplink) {
 		return err
 	}
 	n.remember(lastObjects{BootID: n.bootID, Generation: config.Generation, Spec: config.Spec, Node: *own})
@@ -160,7 +168,7 @@ func (n *Network) reconcile(ctx context.Context) error {
 	}
 	n.mu.Unlock()
 	n.ready(true)
-	return nil
+	return err
 }
 
 // FromDisk brings the datapath up from the last objects of this boot: addresses may be given and programs are in
@@ -181,14 +189,15 @@ func (n *Network) FromDisk(ctx context.Context) error {
 		return err
 	}
 	w := world{self: n.node, spec: last.Spec, nodes: []v1alpha1.CiliumNode{last.Node}}
-	if err := n.write(ctx, w, last.Node, last.Generation, false); err != nil {
+	if err := n.write(ctx, w, last.Node, last.Generation, false); err != nil && !errors.Is(err, datapath.ErrNoUplink) {
 		return err
 	}
 	n.ready(false)
 	return nil
 }
 
-// write hands everything to the datapath. Without whole, tables of other nodes are left as they are.
+// write hands everything to the datapath. Without whole, tables of other nodes are left as they are. It returns
+// datapath.ErrNoUplink after everything else was written.
 func (n *Network) write(ctx context.Context, w world, own v1alpha1.CiliumNode, generation int64, whole bool) error {
 	t := makeTables(w)
 	if err := enough(w.spec, t.own); err != nil {
@@ -209,15 +218,21 @@ func (n *Network) write(ctx context.Context, w world, own v1alpha1.CiliumNode, g
 		}
 	}
 	n.mu.Lock()
-	same := n.inside.configured && reflect.DeepEqual(n.inside.config, config)
+	same := n.inside.configured && !n.inside.again && reflect.DeepEqual(n.inside.config, config)
 	n.mu.Unlock()
+	var noUplink error
 	if !same {
-		n.log.Info("the datapath is configured", "generation", generation, "mode", config.Mode)
-		if err := n.datapath.Configure(ctx, config); err != nil {
+		err := n.datapath.Configure(ctx, config)
+		if err != nil && !errors.Is(err, datapath.ErrNoUplink) {
 			return fmt.Errorf("configure the datapath: %w", err)
 		}
+		n.log.Info("the datapath is configured", "generation", generation, "mode", config.Mode)
+		noUplink = err
 	}
 	n.mu.Lock()
+	if !same {
+		n.inside.again = noUplink != nil
+	}
 	n.inside.config, n.inside.configured, n.inside.generation, n.inside.spec = config, true, generation, w.spec
 	n.mu.Unlock()
 	if whole {
@@ -225,7 +240,7 @@ func (n *Network) write(ctx context.Context, w world, own v1alpha1.CiliumNode, g
 			return fmt.Errorf("routes: %w", err)
 		}
 	}
-	return nil
+	return noUplink
 }
 
 // InForce is what the datapath was last given, and the error of the last attempt.
