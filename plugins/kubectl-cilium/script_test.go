@@ -7,8 +7,10 @@ import (
 	"context"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -137,6 +139,44 @@ func TestExamplesAreReal(t *testing.T) {
 		}
 		if cmd.Example == "" && !cmd.HasSubCommands() {
 			t.Errorf("%s has no example", cmd.CommandPath())
+		}
+	}
+}
+
+// So is every one in the docs.
+func TestDocsAreReal(t *testing.T) {
+	for _, doc := range []string{"kubectl-cilium.md", "troubleshooting.md"} {
+		page, err := os.ReadFile(filepath.Join("..", "..", "docs", doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := 0
+		for line := range strings.SplitSeq(string(page), "\n") {
+			line, _, _ = strings.Cut(strings.TrimPrefix(line, "$ "), "#")
+			if doc == "troubleshooting.md" { // in tables, between backquotes
+				_, line, _ = strings.Cut(line, "`kubectl cilium ")
+				line, _, _ = strings.Cut("kubectl cilium "+line, "`")
+				line, _, _ = strings.Cut(line, " | ")
+			}
+			if args, found := strings.CutPrefix(line, "kubectl cilium "); !found || args == "" {
+				continue
+			}
+			seen++
+			for _, args := range exampleLines(line) {
+				found, rest, err := newRoot(testStreams()).Find(args)
+				if err == nil {
+					err = found.ParseFlags(rest)
+				}
+				if err == nil {
+					err = found.ValidateArgs(found.Flags().Args())
+				}
+				if err != nil {
+					t.Errorf("%s: %q: %v", doc, line, err)
+				}
+			}
+		}
+		if seen < 5 {
+			t.Errorf("%s: only %d command lines were found", doc, seen)
 		}
 	}
 }

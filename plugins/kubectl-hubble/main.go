@@ -85,5 +85,14 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	p.flags.AddFlags(cmd.PersistentFlags())
 	cmd.AddCommand(p.flows(), kubectlname.Completion("kubectl-hubble", streams.Out, streams.ErrOut))
+	for _, verb := range cmd.Commands() {
+		check := verb.Args
+		verb.Args = func(c *cobra.Command, args []string) error {
+			if err := check(c, args); err != nil {
+				return usageError{err}
+			}
+			return nil
+		}
+	}
 	return cmd
 }
