@@ -18,7 +18,7 @@ func BenchmarkPrograms(b *testing.B) {
 		prog   string
 		frame  []byte
 		warm   func(w *world)
-		repeat uint32 // the frame is not put back within a call: 1 where it is rewritten, else the hop limit's worth
+		repeat int // the frame is not put back within a call: 1 where it is rewritten, else the hop limit's worth
 	}{
 		{"from_pod to pod v4", "from_pod", tcp(fromA(podB4)).frame(), nil, 32},
 		{"from_pod to pod v6", "from_pod", tcp(fromA(podB6)).frame(), nil, 32},
