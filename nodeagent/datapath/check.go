@@ -14,7 +14,7 @@ import (
 // ErrPodDiffers means that the tables do not hold a pod as it was added.
 var ErrPodDiffers = errors.New("datapath tables differ")
 
-// CheckPod compares what the kernel holds of a pod with what AddPod writes; it asks the kernel, not the memory of what
+// CheckPod compares what the kernel holds of a pod with what AddPod writes and attaches; it asks the kernel, not the memory of what
 // was written. It returns ErrPodDiffers.
 func (d *Datapath) CheckPod(pod Pod) error {
 	d.mu.Lock()
@@ -38,6 +38,15 @@ func (d *Datapath) CheckPod(pod Pod) error {
 			errs = append(errs, fmt.Errorf("look up %s: %w", a, err))
 		case e != pod.endpoint():
 			errs = append(errs, fmt.Errorf("%w: the entry of %s in endpoints is not the pod's", ErrPodDiffers, a))
+		}
+	}
+	for _, hook := range podHooks {
+		on, err := d.attach.filterIsOn(hook, pod.device())
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case !on:
+			errs = append(errs, fmt.Errorf("%w: %s is not attached to %s", ErrPodDiffers, hookName(hook), pod.Interface))
 		}
 	}
 	return errors.Join(errs...)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/bpf"
 )
 
 // probe asks the kernel for one feature by using it, never by its version. run answers nil (it can), ErrNotSupported
@@ -173,21 +174,10 @@ func probePacket() []byte {
 	return p
 }
 
-// socketHooks are the attach points of socket translation; getpeername (Linux 5.8) is the youngest.
-var socketHooks = map[string]ebpf.AttachType{
-	"connect4":     ebpf.AttachCGroupInet4Connect,
-	"connect6":     ebpf.AttachCGroupInet6Connect,
-	"sendmsg4":     ebpf.AttachCGroupUDP4Sendmsg,
-	"sendmsg6":     ebpf.AttachCGroupUDP6Sendmsg,
-	"recvmsg4":     ebpf.AttachCGroupUDP4Recvmsg,
-	"recvmsg6":     ebpf.AttachCGroupUDP6Recvmsg,
-	"getpeername4": ebpf.AttachCgroupInet4GetPeername,
-	"getpeername6": ebpf.AttachCgroupInet6GetPeername,
-}
-
-// probeSocketAddress loads a program for each attach point: the kernel checks the attach type at load.
+// probeSocketAddress loads a program for each attach point: the kernel checks the attach type at load. getpeername
+// (Linux 5.8) is the youngest.
 func probeSocketAddress() error {
-	for name, at := range socketHooks {
+	for name, at := range bpf.SocketPrograms() {
 		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 			Name: "kc_probe", Type: ebpf.CGroupSockAddr, AttachType: at, License: "Dual BSD/GPL",
 			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},

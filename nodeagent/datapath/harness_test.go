@@ -269,6 +269,8 @@ func (f *fixture) pod(id uint16) Pod {
 	ns := f.namespace(fmt.Sprintf("pod%d", id))
 	f.pods[id] = ns
 	p.Ifindex = f.veth(p.Interface, "eth0", ns, p.HostMAC, p.MAC)
+	// AddPod is what sets it up.
+	must(f.t, netlink.LinkSetDown(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: p.Ifindex}}))
 	f.in(ns, func() {
 		f.address("eth0", p.IPv4, 32)
 		f.address("eth0", p.IPv6, 128)

@@ -396,11 +396,7 @@ func (d *Datapath) maxEndpoints() uint32 { return d.maps.open[bpf.MapsMapUnanswe
 // another size is replaced by one that is filled from it.
 func (d *Datapath) ensureUnanswered(id uint16) error {
 	outer := d.maps.open[bpf.MapsMapUnanswered]
-	spec := d.maps.spec.Maps[bpf.MapsMapUnanswered].InnerMap.Copy()
-	spec.Name = fmt.Sprintf("unanswered_%d", id)
-	if d.cfg != nil && d.cfg.UnansweredPerEndpoint > 0 {
-		spec.MaxEntries = d.cfg.UnansweredPerEndpoint
-	}
+	spec := d.unansweredSpec(id)
 	old, err := innerMap(outer, id)
 	if err != nil {
 		return err
@@ -425,6 +421,15 @@ func (d *Datapath) ensureUnanswered(id uint16) error {
 		return fmt.Errorf("set table of unanswered flows of endpoint %d: %w", id, err)
 	}
 	return nil
+}
+
+func (d *Datapath) unansweredSpec(id uint16) *ebpf.MapSpec {
+	spec := d.maps.spec.Maps[bpf.MapsMapUnanswered].InnerMap.Copy()
+	spec.Name = fmt.Sprintf("unanswered_%d", id)
+	if d.cfg != nil && d.cfg.UnansweredPerEndpoint > 0 {
+		spec.MaxEntries = d.cfg.UnansweredPerEndpoint
+	}
+	return spec
 }
 
 // innerMap is nil where the slot is empty.

@@ -93,7 +93,6 @@ func TestAHundredPodsUpAndDown(t *testing.T) {
 		t.Errorf("%d interfaces left", n)
 	}
 	must(t, d.SetPods(nil))
-	d.spare.Wait()
 	for _, id := range d.unansweredIDs() {
 		if id != 0 && !d.spare.holds(id) {
 			t.Errorf("table of unanswered flows of %d is left", id)

@@ -79,8 +79,8 @@ func repairRoutes(wanted []route, mayDelete func(netip.Prefix, netlink.Route) bo
 		if n := present[r.prefix]; len(n) == 1 && r.matches(n[0]) {
 			continue
 		}
-		if err := netlink.RouteReplace(r.netlink()); err != nil {
-			errs = append(errs, fmt.Errorf("route to %s%s: %w", r.prefix, viaText(r.via), err))
+		if err := writeRoute(r, len(present[r.prefix]) > 0); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	for prefix, routes := range present {
@@ -99,11 +99,22 @@ func repairRoutes(wanted []route, mayDelete func(netip.Prefix, netlink.Route) bo
 	return errors.Join(errs...)
 }
 
-func viaText(via netip.Addr) string {
-	if !via.IsValid() {
-		return ""
+// writeRoute replaces a route of ours, and never one of somebody else's.
+func writeRoute(r route, replace bool) error {
+	write := netlink.RouteAdd
+	if replace {
+		write = netlink.RouteReplace
 	}
-	return " via " + via.String() + " (the node is not on a network of ours: routing.directNodeRoutes needs a shared one)"
+	err := write(r.netlink())
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("route to %s: %w (somebody else has made one: ip route show %s)", r.prefix, err, r.prefix)
+	case r.via.IsValid() && (errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH)):
+		return fmt.Errorf("route to %s via %s: %w (routing.directNodeRoutes needs nodes on one network)", r.prefix, r.via, err)
+	}
+	return fmt.Errorf("route to %s: %w", r.prefix, err)
 }
 
 // neighbour of a pod, permanent: the stack never asks, so nobody can answer for the pod.

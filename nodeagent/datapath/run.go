@@ -199,8 +199,8 @@ func watchOnce(ctx context.Context, seen *events) error {
 			case !open, r.Protocol == routeProtocol && r.Type == unix.RTM_NEWROUTE: // what we add ourselves is no news
 			case r.Protocol == routeProtocol:
 				seen.tell(r.LinkIndex)
-			case r.Table == unix.RT_TABLE_MAIN:
-				seen.tell(everything) // perhaps a default route: another uplink
+			case prefixOf(r.Dst).Bits() <= 0: // a default route: perhaps another uplink
+				seen.tell(everything)
 			}
 		case n, open := <-neighbours:
 			// Of permanent ones only that they go; the others come and go all day.

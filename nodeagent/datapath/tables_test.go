@@ -305,6 +305,14 @@ func TestNativeRoutes(t *testing.T) {
 	if got := ourRoutesText(t); !slices.Equal(got, want) {
 		t.Fatalf("routes %v, want %v", got, want)
 	}
+	// Somebody else's route to a node's prefix is theirs.
+	theirs := Route{Prefix: netip.MustParsePrefix("10.78.3.0/24"), Via: netip.MustParseAddr("198.18.0.51")}
+	static := netlink.Route{Dst: ipNet(theirs.Prefix), Gw: outside4.AsSlice(), Protocol: unix.RTPROT_STATIC}
+	must(t, netlink.RouteAdd(&static))
+	if err := d.SetRoutes([]Route{good, theirs}); !errors.Is(err, unix.EEXIST) {
+		t.Errorf("want EEXIST, got %v", err)
+	}
+	must(t, netlink.RouteDel(&static))
 	must(t, d.SetRoutes([]Route{good}))
 	if got := ourRoutesText(t); !slices.Equal(got, want[:1]) {
 		t.Fatalf("routes %v, want %v", got, want[:1])
