@@ -141,6 +141,9 @@ func TestOtherConstantsFlipTheSlotsOnly(t *testing.T) {
 	d := f.start(f.config())
 	p := f.addPod(d, 5)
 	must(t, d.SetPods([]Pod{p}))
+	q := f.addPod(d, 6)
+	must(t, d.SetPods([]Pod{p, q}))
+	running := f.flows(p, q)
 	before := f.ids()
 	slots := contents[uint32, uint32](t, d, bpf.MapsMapHooks)
 	cfg := f.config()
@@ -149,6 +152,8 @@ func TestOtherConstantsFlipTheSlotsOnly(t *testing.T) {
 	if d.PodMTU() != 1350 {
 		t.Errorf("pod MTU %d, want 1350", d.PodMTU())
 	}
+	time.Sleep(50 * time.Millisecond)
+	running.end(t, 0)
 	after := f.ids()
 	for pin, id := range before {
 		if strings.HasPrefix(pin, "links/") && !strings.HasSuffix(pin, " program") || strings.HasPrefix(pin, "programs/stub_") {
@@ -176,6 +181,47 @@ func TestOtherConstantsFlipTheSlotsOnly(t *testing.T) {
 	}
 	if n := count(f.pins()); n != 6+6+8 {
 		t.Errorf("%d pinned programs, want one a stub, a slot and a socket hook: %v", n, f.pins())
+	}
+}
+
+// Another build's stub gives way in place: the link stays, and nothing is lost.
+func TestAnotherBuildsStub(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	p, q := f.addPod(d, 5), f.addPod(d, 6)
+	must(t, d.SetPods([]Pod{p, q}))
+	before := f.ids()
+	running := f.flows(p, q)
+	must(t, d.Close())
+	folder := filepath.Join(f.opts.folder(), "programs")
+	entries, err := os.ReadDir(folder)
+	must(t, err)
+	for _, e := range entries { // as if the same stubs had another hash
+		if strings.HasPrefix(e.Name(), "stub_") {
+			must(t, os.Rename(filepath.Join(folder, e.Name()), filepath.Join(folder, e.Name()[:len(e.Name())-16]+"0123456789abcdef")))
+		}
+	}
+	d = f.start(f.config())
+	must(t, d.SetPods([]Pod{p, q}))
+	time.Sleep(50 * time.Millisecond)
+	running.end(t, 0)
+	after := f.ids()
+	for pin, id := range before {
+		switch {
+		case strings.HasSuffix(pin, " program") && strings.Contains(pin, "netdev"):
+			if after[pin] == id {
+				t.Errorf("%s is the old one", pin)
+			}
+		case strings.HasPrefix(pin, "links/from_"), strings.HasPrefix(pin, "links/to_"):
+			if !strings.HasSuffix(pin, " program") && after[pin] != id {
+				t.Errorf("%s was %d, is %d", pin, id, after[pin])
+			}
+		}
+	}
+	for pin := range after {
+		if strings.HasSuffix(pin, "0123456789abcdef") {
+			t.Errorf("%s is left", pin)
+		}
 	}
 }
 

@@ -229,6 +229,7 @@ func (d *Datapath) constants(cfg Config) (constants, error) {
 		"masquerade_ipv4":     cfg.MasqueradeIPv4,
 		"masquerade_ipv6":     cfg.MasqueradeIPv6,
 		"pod_mtu":             uint32(d.podMTU),
+		"device_mtu":          uint32(d.deviceMTU),
 		"nat_port_min":        uint16(natPortMin),
 		"nat_port_max":        uint16(natPortMax),
 		"have_coarse_clock":   d.has(featureClock),

@@ -169,6 +169,7 @@ func (p *programs) loadStubs() error {
 		return nil
 	}
 	stubs := map[bpf.Hook]*ebpf.Program{}
+	pins := map[string]string{}
 	for _, target := range bpf.DevicePrograms() {
 		c, err := prepare(bpf.LoadStub, constants{"hook": uint32(target.Hook)}, p.maps)
 		if err != nil {
@@ -178,7 +179,8 @@ func (p *programs) loadStubs() error {
 		hash, err := c.hash("stub")
 		if err == nil {
 			var got map[string]*ebpf.Program
-			if got, err = p.adopt(c, map[string]string{"stub": stubPrefix(target.Name) + hash}); err == nil {
+			pins[target.Name] = stubPrefix(target.Name) + hash
+			if got, err = p.adopt(c, map[string]string{"stub": pins[target.Name]}); err == nil {
 				stubs[target.Hook] = got["stub"]
 			}
 		}
@@ -188,6 +190,12 @@ func (p *programs) loadStubs() error {
 		}
 	}
 	p.stubs = stubs
+	// What another build's stub is attached to holds it, until this one takes its place.
+	for name, pin := range pins {
+		if err := p.unpinOthers(stubPrefix(name), pin); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
