@@ -35,6 +35,7 @@ const (
 	FromNetdevMapServices          = "services"
 	FromNetdevMapUnanswered        = "unanswered"
 	FromNetdevProgFromNetdev       = "from_netdev"
+	FromNetdevVarDeviceMtu         = "device_mtu"
 	FromNetdevVarEncapInBpf        = "encap_in_bpf"
 	FromNetdevVarHaveCoarseClock   = "have_coarse_clock"
 	FromNetdevVarHaveRedirectNeigh = "have_redirect_neigh"
@@ -125,6 +126,7 @@ type FromNetdevMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromNetdevVariableSpecs struct {
+	DeviceMtu         *ebpf.VariableSpec `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.VariableSpec `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.VariableSpec `ebpf:"have_coarse_clock"`
 	HaveRedirectNeigh *ebpf.VariableSpec `ebpf:"have_redirect_neigh"`
@@ -209,6 +211,7 @@ func (m *FromNetdevMaps) Close() error {
 //
 // It can be passed to LoadFromNetdevObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromNetdevVariables struct {
+	DeviceMtu         *ebpf.Variable `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.Variable `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.Variable `ebpf:"have_coarse_clock"`
 	HaveRedirectNeigh *ebpf.Variable `ebpf:"have_redirect_neigh"`

@@ -35,6 +35,7 @@ const (
 	FromOverlayMapServices          = "services"
 	FromOverlayMapUnanswered        = "unanswered"
 	FromOverlayProgFromOverlay      = "from_overlay"
+	FromOverlayVarDeviceMtu         = "device_mtu"
 	FromOverlayVarEncapInBpf        = "encap_in_bpf"
 	FromOverlayVarHaveCoarseClock   = "have_coarse_clock"
 	FromOverlayVarHaveRedirectNeigh = "have_redirect_neigh"
@@ -125,6 +126,7 @@ type FromOverlayMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromOverlayVariableSpecs struct {
+	DeviceMtu         *ebpf.VariableSpec `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.VariableSpec `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.VariableSpec `ebpf:"have_coarse_clock"`
 	HaveRedirectNeigh *ebpf.VariableSpec `ebpf:"have_redirect_neigh"`
@@ -209,6 +211,7 @@ func (m *FromOverlayMaps) Close() error {
 //
 // It can be passed to LoadFromOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromOverlayVariables struct {
+	DeviceMtu         *ebpf.Variable `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.Variable `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.Variable `ebpf:"have_coarse_clock"`
 	HaveRedirectNeigh *ebpf.Variable `ebpf:"have_redirect_neigh"`

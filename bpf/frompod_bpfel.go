@@ -35,6 +35,7 @@ const (
 	FromPodMapServices          = "services"
 	FromPodMapUnanswered        = "unanswered"
 	FromPodProgFromPod          = "from_pod"
+	FromPodVarDeviceMtu         = "device_mtu"
 	FromPodVarEncapInBpf        = "encap_in_bpf"
 	FromPodVarHaveCoarseClock   = "have_coarse_clock"
 	FromPodVarHaveRedirectNeigh = "have_redirect_neigh"
@@ -125,6 +126,7 @@ type FromPodMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromPodVariableSpecs struct {
+	DeviceMtu         *ebpf.VariableSpec `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.VariableSpec `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.VariableSpec `ebpf:"have_coarse_clock"`
 	HaveRedirectNeigh *ebpf.VariableSpec `ebpf:"have_redirect_neigh"`
@@ -209,6 +211,7 @@ func (m *FromPodMaps) Close() error {
 //
 // It can be passed to LoadFromPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromPodVariables struct {
+	DeviceMtu         *ebpf.Variable `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.Variable `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.Variable `ebpf:"have_coarse_clock"`
 	HaveRedirectNeigh *ebpf.Variable `ebpf:"have_redirect_neigh"`

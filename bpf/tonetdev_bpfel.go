@@ -35,6 +35,7 @@ const (
 	ToNetdevMapServices          = "services"
 	ToNetdevMapUnanswered        = "unanswered"
 	ToNetdevProgToNetdev         = "to_netdev"
+	ToNetdevVarDeviceMtu         = "device_mtu"
 	ToNetdevVarEncapInBpf        = "encap_in_bpf"
 	ToNetdevVarHaveCoarseClock   = "have_coarse_clock"
 	ToNetdevVarHaveRedirectNeigh = "have_redirect_neigh"
@@ -125,6 +126,7 @@ type ToNetdevMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToNetdevVariableSpecs struct {
+	DeviceMtu         *ebpf.VariableSpec `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.VariableSpec `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.VariableSpec `ebpf:"have_coarse_clock"`
 	HaveRedirectNeigh *ebpf.VariableSpec `ebpf:"have_redirect_neigh"`
@@ -209,6 +211,7 @@ func (m *ToNetdevMaps) Close() error {
 //
 // It can be passed to LoadToNetdevObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToNetdevVariables struct {
+	DeviceMtu         *ebpf.Variable `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.Variable `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.Variable `ebpf:"have_coarse_clock"`
 	HaveRedirectNeigh *ebpf.Variable `ebpf:"have_redirect_neigh"`

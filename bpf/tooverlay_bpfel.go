@@ -35,6 +35,7 @@ const (
 	ToOverlayMapServices          = "services"
 	ToOverlayMapUnanswered        = "unanswered"
 	ToOverlayProgToOverlay        = "to_overlay"
+	ToOverlayVarDeviceMtu         = "device_mtu"
 	ToOverlayVarEncapInBpf        = "encap_in_bpf"
 	ToOverlayVarHaveCoarseClock   = "have_coarse_clock"
 	ToOverlayVarHaveRedirectNeigh = "have_redirect_neigh"
@@ -125,6 +126,7 @@ type ToOverlayMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToOverlayVariableSpecs struct {
+	DeviceMtu         *ebpf.VariableSpec `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.VariableSpec `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.VariableSpec `ebpf:"have_coarse_clock"`
 	HaveRedirectNeigh *ebpf.VariableSpec `ebpf:"have_redirect_neigh"`
@@ -209,6 +211,7 @@ func (m *ToOverlayMaps) Close() error {
 //
 // It can be passed to LoadToOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToOverlayVariables struct {
+	DeviceMtu         *ebpf.Variable `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.Variable `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.Variable `ebpf:"have_coarse_clock"`
 	HaveRedirectNeigh *ebpf.Variable `ebpf:"have_redirect_neigh"`

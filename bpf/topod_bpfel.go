@@ -35,6 +35,7 @@ const (
 	ToPodMapServices          = "services"
 	ToPodMapUnanswered        = "unanswered"
 	ToPodProgToPod            = "to_pod"
+	ToPodVarDeviceMtu         = "device_mtu"
 	ToPodVarEncapInBpf        = "encap_in_bpf"
 	ToPodVarHaveCoarseClock   = "have_coarse_clock"
 	ToPodVarHaveRedirectNeigh = "have_redirect_neigh"
@@ -125,6 +126,7 @@ type ToPodMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToPodVariableSpecs struct {
+	DeviceMtu         *ebpf.VariableSpec `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.VariableSpec `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.VariableSpec `ebpf:"have_coarse_clock"`
 	HaveRedirectNeigh *ebpf.VariableSpec `ebpf:"have_redirect_neigh"`
@@ -209,6 +211,7 @@ func (m *ToPodMaps) Close() error {
 //
 // It can be passed to LoadToPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToPodVariables struct {
+	DeviceMtu         *ebpf.Variable `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.Variable `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.Variable `ebpf:"have_coarse_clock"`
 	HaveRedirectNeigh *ebpf.Variable `ebpf:"have_redirect_neigh"`

@@ -39,6 +39,8 @@ const volatile bool masquerade_ipv4 = false;
 const volatile bool masquerade_ipv6 = false;
 /* Largest inner packet that a pod may send off the node, bytes, without its Ethernet header. */
 const volatile __u32 pod_mtu = 1450;
+/* Largest packet that a pod's interface takes, bytes, without its Ethernet header. */
+const volatile __u32 device_mtu = 1500;
 /* Lowest and highest port that masquerade gives out, host order. */
 const volatile __u16 nat_port_min = 32768;
 const volatile __u16 nat_port_max = 65535;

@@ -67,13 +67,13 @@ static __always_inline int to_local(struct __sk_buff *skb, struct pkt *p,
 
 /*
  * Without redirect_peer a packet crosses the veth pair, which drops what is
- * larger than the pod's MTU without a word. The stack cuts it, or tells.
+ * larger than its MTU without a word. The stack cuts it, or tells.
  */
 static __always_inline bool needs_cutting(struct __sk_buff *skb,
 					  const struct pkt *p)
 {
 	return !have_redirect_peer && !skb->gso_size &&
-	       p->len - ETH_HLEN > pod_mtu;
+	       p->len - ETH_HLEN > device_mtu;
 }
 
 /* Back to the pod that sent it. */

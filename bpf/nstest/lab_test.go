@@ -132,6 +132,7 @@ type options struct {
 	severalUplinks bool // uplink_ifindex 0: ask the routes
 	noMasquerade   bool
 	podMTU         int // 0: what fits
+	deviceMTU      int // of the pods' devices, where it is not podMTU
 }
 
 // lab is two nodes with pods, and one host outside.
@@ -300,8 +301,12 @@ func (n *node) addPod(name string, id uint16) {
 		v4:       addr("10.231.%d.%d", n.n, id+1), v6: addr("fd32:%d::%d", n.n, id+1)}
 	n.pods = append(n.pods, p)
 	n.ip(fmt.Sprintf("link add %s type veth peer name eth0 netns %s", p.host, p.name))
-	n.ip(fmt.Sprintf("link set %s mtu %d up", p.host, n.lab.podMTU()))
-	p.ip(fmt.Sprintf("link set eth0 mtu %d up", n.lab.podMTU()))
+	device := n.lab.podMTU()
+	if n.lab.opts.deviceMTU != 0 {
+		device = n.lab.opts.deviceMTU
+	}
+	n.ip(fmt.Sprintf("link set %s mtu %d up", p.host, device))
+	p.ip(fmt.Sprintf("link set eth0 mtu %d up", device))
 	p.sysctl("ipv6/conf/eth0/accept_dad", "0")
 	p.ip(fmt.Sprintf("addr add %s/32 dev eth0", p.v4))
 	p.ip(fmt.Sprintf("-6 addr add %s/128 dev eth0 nodad", p.v6))
@@ -382,6 +387,7 @@ func (n *node) load() {
 		"masquerade_ipv4":     !o.noMasquerade,
 		"masquerade_ipv6":     !o.noMasquerade,
 		"pod_mtu":             uint32(n.lab.podMTU()),
+		"device_mtu":          uint32(n.lab.podMTU()),
 	}
 	if o.native {
 		constants["tunnel_port"] = uint16(0)
@@ -454,6 +460,11 @@ func (n *node) attach(dev string, where ebpf.AttachType, hook bpf.Hook) {
 		}
 		return err
 	})
+}
+
+// count gives the packets of one hook and reason.
+func (n *node) count(hook bpf.Hook, reason bpf.Reason) uint64 {
+	return n.counters()[fmt.Sprintf("%v/%v", hook, reason)]
 }
 
 // counters gives packets by hook and reason, all but zero.

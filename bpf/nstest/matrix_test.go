@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+
+	"github.com/kube-cilium/kube-cilium/bpf"
 )
 
 // party is an end of a connection.
@@ -93,6 +95,17 @@ func matrix(t *testing.T, opts options) {
 				r.check(t, v6)
 			})
 		}
+	}
+	// That it works is not enough: the way must be the one that was asked for.
+	unpacked := l.nodes[1].count(bpf.MapsHookHOOK_FROM_NETDEV, bpf.MapsReasonFORWARD_TO_POD)
+	byDevice := l.nodes[1].count(bpf.MapsHookHOOK_FROM_OVERLAY, bpf.MapsReasonFORWARD_TO_POD)
+	switch {
+	case opts.native || opts.device || opts.underlay6:
+		if wantDevice := !opts.native; (byDevice > 0) != wantDevice {
+			t.Errorf("%d packets came to pods by the device", byDevice)
+		}
+	case unpacked == 0 || byDevice != 0:
+		t.Errorf("%d packets unpacked by the program, %d by the device", unpacked, byDevice)
 	}
 	if t.Failed() {
 		l.dump()
