@@ -142,6 +142,9 @@ func TestForgedSource(t *testing.T) {
 	l.listenAll()
 	n := l.nodes[0]
 	a, b := n.pods[0], n.pods[1]
+	if _, err := a.tcp(l.nodes[1].pods[0].v4, 1); err != nil { // also learns the gateway's MAC, by its own name
+		t.Fatal(err)
+	}
 	// a takes b's address and speaks with it.
 	a.ip("addr add " + b.v4.String() + "/32 dev eth0")
 	a.ip("route replace default via 169.254.1.1 dev eth0 src " + b.v4.String())
