@@ -61,6 +61,14 @@ func startLoad(t *testing.T, c *cluster, namespace string, d time.Duration, to m
 			}()
 		}
 	}
+	node := strings.TrimSpace(c.kubectl(t, "-n", namespace, "get", "pod", "client", "-o", "jsonpath={.spec.nodeName}"))
+	eventually(t, "all streams run", 30*time.Second, func() error {
+		out, err := c.OnNode(t.Context(), node, "pgrep", "-fc", "^/prober/prober stream")
+		if err != nil || strings.TrimSpace(out) != fmt.Sprint(len(loads)) {
+			return fmt.Errorf("%s of %d: %w", strings.TrimSpace(out), len(loads), err)
+		}
+		return nil
+	})
 	return loads
 }
 

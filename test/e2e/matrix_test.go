@@ -85,6 +85,22 @@ func TestConnectivityMatrixLagging(t *testing.T) {
 	}
 }
 
+// TestFallbacks forbids each kernel feature that has a fallback, alone and all at once, on a running cluster: the same
+// traffic must pass without it. Nodes change over under the pods' feet.
+func TestFallbacks(t *testing.T) {
+	c := up(t, "fallbacks", "--workers", "2", "--ip-family", "dual", "--cni", "ours")
+	setup := prepareMatrix(t, c)
+	all := `"TCX","RedirectPeer","RedirectNeigh","AdjustRoomEncap","BatchOperations"`
+	for _, forbidden := range append(strings.Split(all, ","), all, "") {
+		for _, routing := range []string{"VXLAN", "Native"} {
+			m := mode{fmt.Sprintf("%s without %s", routing, strings.ReplaceAll(forbidden, `"`, "")),
+				fmt.Sprintf(`{"spec":{"routing":{"mode":"%s","encapsulation":"Auto"},"forbiddenKernelFeatures":[%s]}}`, routing, forbidden)}
+			c.setMode(t, m)
+			setup.run(t, m.name)
+		}
+	}
+}
+
 func matrix(t *testing.T, c *cluster) {
 	setup := prepareMatrix(t, c)
 	for _, m := range modes {

@@ -62,7 +62,7 @@ func TestAPIServerAway(t *testing.T) {
 	eventually(t, "the agents report again", 2*time.Minute, func() error {
 		out, err := c.Kubectl(t.Context(), nil, "get", "ciliumnodereports", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
 		if err != nil || strings.TrimSpace(out) != "True True" {
-			return fmt.Errorf("ready: %q %v", out, err)
+			return fmt.Errorf("ready: %q: %w", out, err)
 		}
 		return nil
 	})

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 )
 
 const proberPort = 8080
@@ -107,16 +106,4 @@ func parseResults(t testing.TB, out string) []result {
 		t.Fatalf("prober said %q: %v", out, err)
 	}
 	return results
-}
-
-// waitNamespaceGone deletes a namespace and waits for it.
-func (c *cluster) deleteNamespace(t testing.TB, namespace string) {
-	t.Helper()
-	c.kubectl(t, "delete", "namespace", namespace, "--timeout=90s")
-	eventually(t, "namespace "+namespace+" gone", 30*time.Second, func() error {
-		if out, err := c.Kubectl(t.Context(), nil, "get", "namespace", namespace, "--ignore-not-found", "-o", "name"); err != nil || out != "" {
-			return fmt.Errorf("still there: %s %v", out, err)
-		}
-		return nil
-	})
 }
