@@ -207,7 +207,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	lease := &Lease{
 		node: a.Node, holder: a.Holder, client: a.manager.GetAPIReader(), writer: a.writer,
-		log: a.Log.WithName("lease"), answered: func(error) {},
+		log: a.Log.WithName("lease"),
 	}
 	report := &Report{
 		node: a.Node, live: a.manager.GetAPIReader(), writer: a.writer, observe: a.observe, log: a.Log.WithName("report"),

@@ -29,20 +29,19 @@ type Lease struct {
 	writer  *Writer
 	log     logr.Logger
 	current *coordinationv1.Lease
-	// answered is called with the outcome of each renewal: whether the API server is there.
-	answered func(error)
 }
 
 // Run renews until ctx ends. The lease is then left to run out: the datapath goes on, and so may the next agent.
 func (l *Lease) Run(ctx context.Context) error {
+	failing := false
 	for {
 		rctx, cancel := context.WithTimeout(ctx, leaseRenew)
 		err := l.renew(rctx)
 		cancel()
-		if err != nil && ctx.Err() == nil {
-			l.log.Error(err, "the lease is not renewed")
+		if err != nil && !failing && ctx.Err() == nil {
+			l.log.Error(err, "the lease is not renewed; trying on")
 		}
-		l.answered(err)
+		failing = err != nil
 		select {
 		case <-ctx.Done():
 			return nil

@@ -63,14 +63,21 @@ type Report struct {
 
 // Run reports until ctx ends: at once when a condition or a setting has turned, else counters now and then.
 func (r *Report) Run(ctx context.Context) error {
+	failing := false
 	for {
-		if err := r.look(ctx); err != nil && ctx.Err() == nil {
-			r.log.Error(err, "the report is not written")
+		wait := reportLook
+		err := r.look(ctx)
+		if err != nil {
+			wait = reportGap // an attempt that fails costs the budget too
+			if !failing && ctx.Err() == nil {
+				r.log.Error(err, "the report is not written; trying on")
+			}
 		}
+		failing = err != nil
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(reportLook):
+		case <-time.After(wait):
 		}
 	}
 }
@@ -212,7 +219,11 @@ func makeConditions(o observed) []metav1.Condition {
 		fail(&conf, metav1.ConditionFalse, "Waiting", "the plugin is installed when the datapath is ready")
 	}
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "pods of this node have their network"}
-	for _, c := range []metav1.Condition{kernel, path, conf} {
+	order := []metav1.Condition{kernel, path, conf}
+	if conf.Reason == "OtherCNI" {
+		order = []metav1.Condition{conf, kernel, path} // nothing else is even tried before
+	}
+	for _, c := range order {
 		if c.Status != metav1.ConditionTrue {
 			fail(&ready, metav1.ConditionFalse, c.Reason, c.Message)
 			break

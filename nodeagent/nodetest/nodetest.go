@@ -7,6 +7,7 @@ package nodetest
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -156,6 +157,8 @@ func (n *Node) uplink() {
 		a.Flags = unix.IFA_F_NODAD
 		Must(t, netlink.AddrAdd(up, a))
 	}
+	// Out of it all; an API server of a test asks for a default route to find its own address.
+	Must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: up.Attrs().Index, Gw: net.ParseIP("198.18.0.2")}))
 }
 
 // Pod is the network namespace of a pod that has no interface yet but the loopback.

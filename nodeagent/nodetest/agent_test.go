@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodetest_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr/testr"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/internal/testenv"
+	"github.com/kube-cilium/kube-cilium/nodeagent"
+	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
+	"github.com/kube-cilium/kube-cilium/nodeagent/nodetest"
+)
+
+func TestMain(m *testing.M) { nodetest.Main(m) }
+
+// link is the way to the API server. It can be cut, and it counts the writes that cross it.
+type link struct {
+	mu     sync.Mutex
+	cut    bool
+	conns  []net.Conn
+	writes []time.Time
+}
+
+func (l *link) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.cut {
+		return nil, errors.New("cut on purpose")
+	}
+	c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+	if err == nil {
+		l.conns = append(l.conns, c)
+	}
+	return c, err
+}
+
+func (l *link) set(cut bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cut = cut
+	if cut {
+		for _, c := range l.conns {
+			_ = c.Close()
+		}
+		l.conns = nil
+	}
+}
+
+// most is the largest number of writes in any minute.
+func (l *link) most() (most int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, from := range l.writes {
+		n := 0
+		for _, w := range l.writes[i:] {
+			if w.Sub(from) < time.Minute {
+				n++
+			}
+		}
+		most = max(most, n)
+	}
+	return most
+}
+
+type transport struct {
+	link *link
+	next http.RoundTripper
+}
+
+func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Method != http.MethodGet {
+		t.link.mu.Lock()
+		t.link.writes = append(t.link.writes, time.Now())
+		t.link.mu.Unlock()
+	}
+	return t.next.RoundTrip(r)
+}
+
+// world is one node of a cluster whose operator and kubelet are the test.
+type world struct {
+	t       *testing.T
+	client  client.Client
+	link    *link
+	config  *rest.Config
+	options nodeagent.Options
+	node    *nodetest.Node
+	stop    func()
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, link: &link{}, node: nodetest.New(t)}
+	env := testenv.Start(t)
+	s := runtime.NewScheme()
+	nodetest.Must(t, errors.Join(clientgoscheme.AddToScheme(s), v1alpha1.AddToScheme(s)))
+	var err error
+	w.client, err = client.New(env.Config, client.Options{Scheme: s})
+	nodetest.Must(t, err)
+	w.config = rest.CopyConfig(env.Config)
+	w.config.Dial = w.link.dial
+	w.config.Wrap(func(next http.RoundTripper) http.RoundTripper { return transport{w.link, next} })
+	dir := t.TempDir()
+	plugin := filepath.Join(dir, "cilium-cni")
+	cmd := exec.Command("go", "build", "-o", plugin, "github.com/kube-cilium/kube-cilium/cmd/cilium-cni")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the plugin: %v\n%s", err, out)
+	}
+	w.options = nodeagent.Options{
+		Node: "node-1", Holder: "test", BPFFS: w.node.Options.BPFFS, CgroupRoot: w.node.Options.CgroupRoot, ProcSysNet: "/proc/sys/net",
+		BinDir: filepath.Join(dir, "bin"), ConfDir: filepath.Join(dir, "net.d"), Plugin: plugin,
+		StateDir: filepath.Join(dir, "state"), SocketDir: filepath.Join(dir, "run"),
+		HealthAddress: "127.0.0.1:9879", MetricsAddress: "127.0.0.1:9962",
+	}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}}
+	w.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.AgentLeaseNamespace}})
+	w.create(node)
+	node.Status.Addresses = []corev1.NodeAddress{
+		{Type: corev1.NodeInternalIP, Address: nodetest.NodeIPv4.String()}, {Type: corev1.NodeInternalIP, Address: nodetest.NodeIPv6.String()},
+		{Type: corev1.NodeHostName, Address: "node-1"},
+	}
+	nodetest.Must(t, w.client.Status().Update(t.Context(), node))
+	w.create(&v1alpha1.CiliumConfig{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.ConfigName}, Spec: v1alpha1.CiliumConfigSpec{IPAM: &v1alpha1.IPAMConfig{
+		IPv4: &v1alpha1.AddressPool{CIDRs: []string{"10.7.0.0/16"}}, IPv6: &v1alpha1.AddressPool{CIDRs: []string{"fd00:7::/56"}},
+	}}})
+	w.stop = func() {}
+	t.Cleanup(func() { w.stop() })
+	return w
+}
+
+func (w *world) create(o client.Object) {
+	w.t.Helper()
+	nodetest.Must(w.t, w.client.Create(w.t.Context(), o))
+}
+
+// start is a new agent's process, as far as that goes within one.
+func (w *world) start() {
+	w.t.Helper()
+	w.options.Log = testr.New(w.t)
+	agent, err := nodeagent.New(w.options, w.config, nil)
+	nodetest.Must(w.t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- agent.Run(ctx) }()
+	w.stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			w.t.Errorf("the agent ended: %v", err)
+		}
+		w.stop = func() {}
+	}
+}
+
+func (w *world) eventually(what string, within time.Duration, try func() error) {
+	w.t.Helper()
+	var err error
+	for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if err = try(); err == nil {
+			return
+		}
+	}
+	w.t.Fatalf("%s: %v", what, err)
+}
+
+func (w *world) probe(path string) error {
+	resp, err := http.Get("http://127.0.0.1:9879/" + path)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close() //nolint:errcheck // a test
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", path, resp.Status)
+	}
+	return nil
+}
+
+// cni runs the installed plugin.
+func (w *world) cni(command, pod, uid string, netns *nodetest.Pod) error {
+	conf, err := json.Marshal(map[string]any{
+		"cniVersion": "1.1.0", "name": "kube-cilium", "type": "cilium-cni", "socketDir": w.options.SocketDir, "stateDir": w.options.StateDir,
+	})
+	nodetest.Must(w.t, err)
+	cmd := exec.Command(filepath.Join(w.options.BinDir, "cilium-cni"))
+	cmd.Stdin = bytes.NewReader(conf)
+	cmd.Env = []string{
+		"CNI_COMMAND=" + command, "CNI_CONTAINERID=" + pod, "CNI_NETNS=" + netns.Path, "CNI_IFNAME=eth0", "CNI_PATH=/",
+		"CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + pod + ";K8S_POD_UID=" + uid,
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w: %s", command, pod, err, out)
+	}
+	return nil
+}
+
+func (w *world) pod(name string) *corev1.Pod {
+	w.t.Helper()
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"app": "web"}},
+		Spec:       corev1.PodSpec{NodeName: "node-1", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+	}
+	w.create(p)
+	return p
+}
+
+func (w *world) record(name string) (*endpoint.Endpoint, error) {
+	files, err := filepath.Glob(filepath.Join(w.options.StateDir, "endpoints", "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		var e endpoint.Endpoint
+		if data, err := os.ReadFile(f); err == nil && json.Unmarshal(data, &e) == nil && e.ContainerID == name {
+			return &e, nil
+		}
+	}
+	return nil, fmt.Errorf("no record of %s", name)
+}
+
+// TestAgent lives through a node's day: installed beside another CNI, without prefixes, with them, pods, an outage, a
+// restart in it, and the API server's return.
+func TestAgent(t *testing.T) {
+	w := newWorld(t)
+	other := filepath.Join(w.options.ConfDir, "00-other.conf")
+	nodetest.Must(t, os.MkdirAll(w.options.ConfDir, 0o755))
+	nodetest.Must(t, os.WriteFile(other, []byte("{}"), 0o600))
+	w.start()
+	condition := func(kind, reason string) func() error {
+		return func() error {
+			var r v1alpha1.CiliumNodeReport
+			if err := w.client.Get(t.Context(), client.ObjectKey{Name: "node-1"}, &r); err != nil {
+				return err
+			}
+			if c := meta.FindStatusCondition(r.Status.Conditions, kind); c == nil || c.Reason != reason {
+				return fmt.Errorf("%s is %+v, want %s", kind, c, reason)
+			}
+			return nil
+		}
+	}
+	w.eventually("refused beside another CNI", 10*time.Second, condition(v1alpha1.ConditionReady, "OtherCNI"))
+	nodetest.Must(t, w.probe("healthz"))
+	if w.probe("readyz") == nil {
+		t.Error("ready beside another CNI")
+	}
+	nodetest.Must(t, os.Remove(other))
+	w.eventually("waiting for prefixes", 30*time.Second, condition(v1alpha1.ConditionReady, "NoPrefix"))
+	own := &v1alpha1.CiliumNode{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}, Spec: v1alpha1.CiliumNodeSpec{PodCIDRs: []string{"10.7.0.0/24", "fd00:7::/64"}}}
+	w.create(own)
+	w.eventually("ready", 20*time.Second, func() error { return w.probe("readyz") })
+	w.eventually("ready for people", 20*time.Second, condition(v1alpha1.ConditionReady, "Ready"))
+
+	first, space := w.pod("first"), w.node.NewPod("first")
+	nodetest.Must(t, w.cni("ADD", "first", string(first.UID), space))
+	var slice v1alpha1.CiliumEndpointSlice
+	w.eventually("others hear of the pod", 20*time.Second, func() error {
+		if err := w.client.Get(t.Context(), client.ObjectKey{Name: "node-1-1"}, &slice); err != nil {
+			return err
+		}
+		if len(slice.Spec.Endpoints) != 1 || slice.Spec.Endpoints[0].Name != "first" || len(slice.Spec.Endpoints[0].Addresses) != 2 {
+			return fmt.Errorf("%+v", slice.Spec)
+		}
+		return nil
+	})
+	var id v1alpha1.CiliumIdentity
+	nodetest.Must(t, w.client.Get(t.Context(), client.ObjectKey{Name: fmt.Sprint(slice.Spec.Endpoints[0].Identity)}, &id))
+	if id.Spec.Labels["k8s:app"] != "web" || id.Spec.Labels["k8s:io.kubernetes.pod.namespace"] != "default" {
+		t.Errorf("%v", id.Spec.Labels)
+	}
+	w.eventually("people see the pod", 20*time.Second, func() error {
+		var e v1alpha1.CiliumEndpoint
+		if err := w.client.Get(t.Context(), client.ObjectKeyFromObject(first), &e); err != nil {
+			return err
+		}
+		if e.Status.Identity.ID != slice.Spec.Endpoints[0].Identity || e.Status.State != v1alpha1.EndpointReady {
+			return fmt.Errorf("%+v", e.Status)
+		}
+		return nil
+	})
+	var lease coordinationv1.Lease
+	nodetest.Must(t, w.client.Get(t.Context(), client.ObjectKey{Namespace: v1alpha1.AgentLeaseNamespace, Name: "cilium-agent-node-1"}, &lease))
+	nodetest.Must(t, w.client.Get(t.Context(), client.ObjectKeyFromObject(own), own))
+	if len(own.Status.Addresses) != 2 || own.Status.BootID == "" || !meta.IsStatusConditionTrue(own.Status.Conditions, v1alpha1.ConditionReady) {
+		t.Errorf("%+v", own.Status)
+	}
+
+	// Another label: another identity, here and for the others.
+	first.Labels["app"] = "db"
+	nodetest.Must(t, w.client.Update(t.Context(), first))
+	w.eventually("the pod is somebody else", 20*time.Second, func() error {
+		if err := w.client.Get(t.Context(), client.ObjectKey{Name: "node-1-1"}, &slice); err != nil {
+			return err
+		}
+		if fmt.Sprint(slice.Spec.Endpoints[0].Identity) == id.Name {
+			return errors.New("it still has its old identity")
+		}
+		return nil
+	})
+
+	// The API server goes. A new agent starts, and serves.
+	second := w.pod("second")
+	w.link.set(true)
+	w.stop()
+	began := time.Now()
+	w.start()
+	w.eventually("ready without an API server", 25*time.Second, func() error { return w.probe("readyz") })
+	t.Logf("ready after %v without an API server", time.Since(began))
+	nodetest.Must(t, w.cni("ADD", "second", string(second.UID), w.node.NewPod("second")))
+	if e, err := w.record("second"); err != nil || e.Identity != 127 {
+		t.Errorf("a pod of which nobody knows: %+v, %v", e, err)
+	}
+	// A sandbox that is made anew is the pod that it was.
+	nodetest.Must(t, w.cni("DEL", "first", string(first.UID), space))
+	nodetest.Must(t, w.cni("ADD", "first", string(first.UID), space))
+	if e, err := w.record("first"); err != nil || int64(e.Identity) != slice.Spec.Endpoints[0].Identity {
+		t.Errorf("a pod that was known: %+v, %v", e, err)
+	}
+	w.link.set(false)
+	w.eventually("both pods for the others", 60*time.Second, func() error {
+		if err := w.client.Get(t.Context(), client.ObjectKey{Name: "node-1-1"}, &slice); err != nil {
+			return err
+		}
+		if len(slice.Spec.Endpoints) != 2 || slices.ContainsFunc(slice.Spec.Endpoints, func(e v1alpha1.SliceEndpoint) bool { return e.Identity < 256 }) {
+			return fmt.Errorf("%+v", slice.Spec.Endpoints)
+		}
+		return nil
+	})
+	for _, p := range []*corev1.Pod{first, second} {
+		nodetest.Must(t, w.cni("DEL", p.Name, string(p.UID), space))
+	}
+	w.eventually("no slice is left", 20*time.Second, func() error {
+		var list v1alpha1.CiliumEndpointSliceList
+		if err := w.client.List(t.Context(), &list); err != nil || len(list.Items) > 0 {
+			return fmt.Errorf("%d slices, %w", len(list.Items), err)
+		}
+		return nil
+	})
+	if n := w.link.most(); n > 60 {
+		t.Errorf("%d writes in a minute", n)
+	}
+}
+
+// TestChurnStaysWithinTheBudget: forty pods come at once, and the API server hears at most sixty writes in a minute.
+func TestChurnStaysWithinTheBudget(t *testing.T) {
+	w := newWorld(t)
+	w.create(&v1alpha1.CiliumNode{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}, Spec: v1alpha1.CiliumNodeSpec{PodCIDRs: []string{"10.7.0.0/24", "fd00:7::/64"}}})
+	w.start()
+	w.eventually("ready", 20*time.Second, func() error { return w.probe("readyz") })
+	const pods = 40
+	for i := range pods {
+		name := fmt.Sprintf("p%d", i)
+		p := w.pod(name)
+		nodetest.Must(t, w.cni("ADD", name, string(p.UID), w.node.NewPod(name)))
+	}
+	w.eventually("others hear of all", 30*time.Second, func() error {
+		var slice v1alpha1.CiliumEndpointSlice
+		if err := w.client.Get(t.Context(), client.ObjectKey{Name: "node-1-1"}, &slice); err != nil {
+			return err
+		}
+		if len(slice.Spec.Endpoints) != pods {
+			return fmt.Errorf("%d pods", len(slice.Spec.Endpoints))
+		}
+		return nil
+	})
+	time.Sleep(5 * time.Second)
+	t.Logf("%d writes", w.link.most())
+	if n := w.link.most(); n > 60 {
+		t.Errorf("%d writes in a minute", n)
+	}
+}
