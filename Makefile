@@ -97,6 +97,7 @@ generate: ## Make deepcopy, apply configurations, eBPF objects and their Go agai
 .PHONY: manifests
 manifests: ## Make CRDs from the kinds again.
 	go tool controller-gen crd paths=./api/v1alpha1 output:crd:dir=config/crd/bases
+	go tool controller-gen rbac:roleName=cilium-operator paths=./controllers/... output:rbac:dir=config/rbac
 
 .PHONY: verify-generated
 verify-generated: generate manifests ## Fail when what is committed is not what the sources make.
