@@ -129,6 +129,12 @@ out:
 	return 0;
 }
 
+/* Makes the first bytes of the frame linear, as many as there are. */
+static __always_inline void pull(struct __sk_buff *skb, __u32 want)
+{
+	bpf_skb_pull_data(skb, skb->len < want ? skb->len : want);
+}
+
 static __always_inline int parse_l4(struct __sk_buff *skb, struct pkt *p,
 				    __u32 l4, __u32 l3_end)
 {
@@ -209,11 +215,13 @@ static __always_inline int parse(struct __sk_buff *skb, struct pkt *p, __u32 l3)
 
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
-	if (data + l3 + sizeof(struct ipv6hdr) + sizeof(struct tcphdr) > end) {
-		__u32 want = l3 + sizeof(struct ipv6hdr) + sizeof(struct tcphdr);
-
-		/* Headers may lie in fragments of the buffer; a failure shows below. */
-		bpf_skb_pull_data(skb, skb->len < want ? skb->len : want);
+	/*
+	 * Headers may lie in fragments of the buffer; a failure shows below.
+	 * Never more than them: pulling even a byte of what a local socket
+	 * sends copies the whole head.
+	 */
+	if (unlikely(data + l3 + sizeof(struct iphdr) > end)) {
+		pull(skb, l3 + sizeof(struct ipv6hdr));
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
 	}
@@ -256,8 +264,14 @@ static __always_inline int parse(struct __sk_buff *skb, struct pkt *p, __u32 l3)
 		struct ipv6hdr *ip = data + l3;
 		__u32 len;
 
-		if ((void *)(ip + 1) > end)
-			return DROP_INVALID_PACKET;
+		if (unlikely((void *)(ip + 1) > end)) {
+			pull(skb, l3 + sizeof(*ip));
+			data = (void *)(long)skb->data;
+			end = (void *)(long)skb->data_end;
+			ip = data + l3;
+			if ((void *)(ip + 1) > end)
+				return DROP_INVALID_PACKET;
+		}
 		if (ip->version != 6)
 			return DROP_INVALID_PACKET;
 		len = bpf_ntohs(ip->payload_len);
