@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 )
 
 // memoryFigures starts 100 pods on the first node and reads what the agent and the operator hold, and each map's bytes.
@@ -48,12 +49,18 @@ func memoryFigures(ctx context.Context, log io.Writer, c *ours) ([]Figure, error
 			}
 		}
 	}
-	out, err := c.Kubectl(ctx, nil, "get", "ciliumnodereport", node, "-o", "json")
-	if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal([]byte(out), &r); err != nil {
-		return nil, err
+	// The report is written seconds after what it tells.
+	for deadline := time.Now().Add(time.Minute); len(r.Status.Maps) == 0; time.Sleep(time.Second) {
+		out, err := c.Kubectl(ctx, nil, "get", "ciliumnodereport", node, "-o", "json")
+		if err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal([]byte(out), &r); err != nil {
+			return nil, err
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("the report of %s names no map", node)
+		}
 	}
 	for _, m := range r.Status.Maps {
 		figures = append(figures, Figure{Figure: "eBPF map", Shape: m.Name, Ratio: m.Bytes / 1024, Unit: "KiB"}.judged())
