@@ -294,6 +294,14 @@ func (l *lab) podMTU() int {
 	return mtu - 50
 }
 
+// deviceMTU is that of the pods' devices.
+func (l *lab) deviceMTU() int {
+	if l.opts.deviceMTU != 0 {
+		return l.opts.deviceMTU
+	}
+	return l.podMTU()
+}
+
 // addPod makes a pod as the agent would.
 func (n *node) addPod(name string, id uint16) {
 	p := &pod{space: newSpace(n.t, fmt.Sprintf("p%d%s", n.n, name)), node: n, id: id, host: "kc" + name,
@@ -301,10 +309,7 @@ func (n *node) addPod(name string, id uint16) {
 		v4:       addr("10.231.%d.%d", n.n, id+1), v6: addr("fd32:%d::%d", n.n, id+1)}
 	n.pods = append(n.pods, p)
 	n.ip(fmt.Sprintf("link add %s type veth peer name eth0 netns %s", p.host, p.name))
-	device := n.lab.podMTU()
-	if n.lab.opts.deviceMTU != 0 {
-		device = n.lab.opts.deviceMTU
-	}
+	device := n.lab.deviceMTU()
 	n.ip(fmt.Sprintf("link set %s mtu %d up", p.host, device))
 	p.ip(fmt.Sprintf("link set eth0 mtu %d up", device))
 	p.sysctl("ipv6/conf/eth0/accept_dad", "0")
@@ -387,7 +392,7 @@ func (n *node) load() {
 		"masquerade_ipv4":     !o.noMasquerade,
 		"masquerade_ipv6":     !o.noMasquerade,
 		"pod_mtu":             uint32(n.lab.podMTU()),
-		"device_mtu":          uint32(n.lab.podMTU()),
+		"device_mtu":          uint32(n.lab.deviceMTU()),
 	}
 	if o.native {
 		constants["tunnel_port"] = uint16(0)
