@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kube-cilium/kube-cilium/test/testcluster"
+)
+
+// TestUpgradeAndBack rolls the agents to a build whose connection table has another layout, and back, under load. The
+// streams to the world are the ones that would not survive a lost table: they live by their masquerade.
+func TestUpgradeAndBack(t *testing.T) {
+	c := up(t, "upgrade", "--workers", "2", "--ip-family", "dual", "--cni", "ours")
+	const ns = "upgrade"
+	dir := proberDir(t)
+	c.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+ns+"}\n---"+
+		proberPod(ns, "client", c.Nodes[0].Name, dir, false)+proberPod(ns, "same", c.Nodes[0].Name, dir, false)+proberPod(ns, "other", c.Nodes[1].Name, dir, false))
+	c.waitReady(t, ns, "client", "same", "other")
+	startOutside(t, c, dir)
+	images := exec.Command(testClusterTool(t), "load-images", "--name", c.Name, "--tag", "next")
+	images.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false -tags=kubecilium_next")
+	if _, err := testcluster.Run(images, nil); err != nil {
+		t.Fatal(err)
+	}
+	world := byFamily(c.Outside.World)
+	to := map[string]string{"same v4": c.podIPs(t, ns, "same")["4"], "other v6": c.podIPs(t, ns, "other")["6"], "world v4": world["4"], "world v6": world["6"]}
+	before := c.drops(t)
+	const d = 100 * time.Second
+	loads := startLoad(t, c, ns, d, to)
+	start := time.Now()
+	for _, tag := range []string{"next", "dev"} {
+		c.kubectl(t, "-n", systemNamespace, "set", "image", "daemonset/cilium-agent", "*=kube-cilium/cilium-agent:"+tag)
+		c.kubectl(t, "-n", systemNamespace, "rollout", "status", "daemonset/cilium-agent", "--timeout=90s")
+		t.Logf("%5.1fs: every agent is of the build %q", time.Since(start).Seconds(), tag)
+		pins, err := c.OnNode(t.Context(), c.Nodes[0].Name, "ls", "/sys/fs/bpf/kube-cilium")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := map[string]string{"next": "conntrack_v2", "dev": "conntrack_v1"}[tag]; !strings.Contains(pins, want) {
+			t.Errorf("no %s with the build %s: %s", want, tag, pins)
+		}
+	}
+	if time.Since(start) > d {
+		t.Errorf("the rollouts took %s: the load ended before them", time.Since(start))
+	}
+	finish(t, loads)
+	if grew := newDrops(before, c.drops(t)); len(grew) > 0 {
+		t.Errorf("drop counters grew: %s", strings.Join(grew, "; "))
+	}
+}
