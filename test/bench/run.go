@@ -85,6 +85,7 @@ func measure(ctx context.Context, log io.Writer, title string, shapes []shape, b
 			}
 			f := Figure{Figure: kind, Shape: s.name, Peer: base, Bar: limits[s.name][kind]}
 			f.P25, f.Ratio, f.P75 = quartiles(ratios)
+			f.Best = percentile(rates[key{s.name, kind}], 0.9) / percentile(rates[key{base, kind}], 0.9)
 			figures = append(figures, f.judged())
 		}
 	}

@@ -18,7 +18,9 @@ type Figure struct {
 	Ratio float64 `json:"ratio"`
 	P25   float64 `json:"p25"`
 	P75   float64 `json:"p75"`
-	Unit  string  `json:"unit,omitempty"`
+	// Best is the ratio of the rates that a tenth of the slices reach: what the least disturbed say.
+	Best float64 `json:"best,omitempty"`
+	Unit string  `json:"unit,omitempty"`
 	// Bar is the value to keep; 0: none. A bar on cost (AtMost) is kept by staying below.
 	Bar    float64 `json:"bar"`
 	AtMost bool    `json:"atMost,omitempty"`
