@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -55,7 +56,11 @@ func (c *CiliumEndpoints) write(ctx context.Context, e *endpoint.Endpoint) error
 		return fmt.Errorf("endpoint %s: %w", key, err)
 	}
 	if err != nil || !ownedBy(&has, &pod) {
-		if err := c.writer.Apply(ctx, Background, c.object(&pod)); err != nil {
+		err := c.writer.Apply(ctx, Background, c.object(&pod))
+		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+			return nil // it goes with its namespace
+		}
+		if err != nil {
 			return fmt.Errorf("write endpoint %s: %w", key, err)
 		}
 	}
@@ -64,8 +69,8 @@ func (c *CiliumEndpoints) write(ctx context.Context, e *endpoint.Endpoint) error
 	if apiequality.Semantic.DeepEqual(want.Status, has.Status) {
 		return nil
 	}
-	if err := c.writer.ApplyStatus(ctx, Background, want); err != nil {
-		return fmt.Errorf("write status of endpoint %s: %w", key, client.IgnoreNotFound(err))
+	if err := c.writer.ApplyStatus(ctx, Background, want); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("write status of endpoint %s: %w", key, err)
 	}
 	return nil
 }

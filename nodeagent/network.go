@@ -74,6 +74,9 @@ type Network struct {
 
 	mu     sync.Mutex
 	inside inForce
+	// routes are those of the last SetRoutes that succeeded.
+	routes    []datapath.Route
+	routesSet bool
 	// seen and seenAt are a version of the nodes and when the cache had it.
 	seen   string
 	seenAt time.Time
@@ -235,10 +238,16 @@ func (n *Network) write(ctx context.Context, w world, own v1alpha1.CiliumNode, g
 	}
 	n.inside.config, n.inside.configured, n.inside.generation, n.inside.spec = config, true, generation, w.spec
 	n.mu.Unlock()
-	if whole {
+	n.mu.Lock()
+	routed := same && n.routesSet && slices.Equal(n.routes, t.routes)
+	n.mu.Unlock()
+	if whole && !routed { // the datapath itself repairs what somebody else takes away
 		if err := n.datapath.SetRoutes(t.routes); err != nil {
 			return fmt.Errorf("routes: %w", err)
 		}
+		n.mu.Lock()
+		n.routes, n.routesSet = t.routes, true
+		n.mu.Unlock()
 	}
 	return noUplink
 }

@@ -21,8 +21,8 @@ import (
 	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
 )
 
-// sliceGap is how long changes are gathered before a slice is written again.
-const sliceGap = 500 * time.Millisecond
+// sliceGap is the least time between two writes of slices: under churn each write carries what came meanwhile.
+const sliceGap = 1500 * time.Millisecond
 
 // Slices tells the other nodes of this node's pods: it keeps this node's CiliumEndpointSlices equal to its endpoints.
 type Slices struct {
@@ -32,6 +32,7 @@ type Slices struct {
 	endpoints func() *endpoint.Set
 	// written is what this process wrote last; the cache may be behind.
 	written map[string][]v1alpha1.SliceEndpoint
+	last    time.Time
 }
 
 // Reconcile writes one slice at a time, looking again before each: what was written meanwhile need not be.
@@ -39,6 +40,9 @@ func (s *Slices) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, er
 	set := s.endpoints()
 	if set == nil {
 		return ctrl.Result{}, nil
+	}
+	if wait := sliceGap - time.Since(s.last); wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	var owner v1alpha1.CiliumNode
 	if err := s.cache.Get(ctx, types.NamespacedName{Name: s.node}, &owner); err != nil {
@@ -66,7 +70,7 @@ func (s *Slices) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, er
 		if err := s.writer.Apply(ctx, Ordinary, s.slice(name, want[name], &owner)); err != nil {
 			return ctrl.Result{}, fmt.Errorf("write slice %s: %w", name, err)
 		}
-		s.written[name] = want[name]
+		s.written[name], s.last = want[name], time.Now()
 		return ctrl.Result{RequeueAfter: sliceGap}, nil
 	}
 	for _, name := range slices.Sorted(maps.Keys(mine)) {
@@ -76,6 +80,7 @@ func (s *Slices) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, er
 				return ctrl.Result{}, fmt.Errorf("delete slice %s: %w", name, err)
 			}
 			delete(s.written, name)
+			s.last = time.Now()
 			return ctrl.Result{RequeueAfter: sliceGap}, nil
 		}
 	}

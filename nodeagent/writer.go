@@ -35,7 +35,7 @@ const (
 )
 
 // share is how many of the window's writes may have been made when one of this priority is let through.
-var share = map[Priority]int{Background: 40, Ordinary: 52, Urgent: budgetWrites}
+var share = map[Priority]int{Background: 24, Ordinary: 54, Urgent: budgetWrites}
 
 // budget lets at most budgetWrites through in any window. It remembers each of them.
 type budget struct {
