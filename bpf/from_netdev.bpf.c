@@ -46,7 +46,8 @@ static __always_inline int from_tunnel(struct __sk_buff *skb, struct pkt *p)
 	if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(struct iphdr) + sizeof(struct udphdr),
 			       &vxlan, sizeof(vxlan)))
 		return DROP_INVALID_PACKET;
-	if (vxlan.flags != bpf_htonl(VXLAN_VNI_VALID))
+	/* The other bits are to be ignored (RFC 7348). */
+	if (!(vxlan.flags & bpf_htonl(VXLAN_VNI_VALID)))
 		return DROP_INVALID_PACKET;
 	p->event_flags = EVENT_TUNNEL;
 	p->tunnel = true;

@@ -162,7 +162,12 @@ static __always_inline int speak(struct __sk_buff *skb, struct pkt *p)
 		return encap_to_node(skb, p);
 	}
 
-	out = c->ifindex ?: uplink_towards(skb, p->ipv6, &p->t.saddr, &p->t.daddr);
+	out = uplink_towards(skb, p->ipv6, &p->t.saddr, &p->t.daddr, c->ifindex);
+	/* Several uplinks, and the route leads to a device that is none of them: the host's own affair. */
+	if (!uplink_ifindex && out && p->masquerade &&
+	    !(c->flags & CONN_MASQUERADED) &&
+	    !bpf_map_lookup_elem(&devices, &out))
+		out = 0;
 	if (!have_redirect_neigh || !out) {
 		/* The stack forwards, to_netdev gives it the node's name. */
 		c->flags |= CONN_STACK;

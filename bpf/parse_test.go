@@ -188,9 +188,3 @@ func enough(name string, n int) bool {
 	need := map[string]int{"tcp4": 54, "udp4": 42, "icmp4": 42, "frag4": 42, "options4": 94, "vxlan": 1 << 20, "error4": 42}
 	return n >= need[name]
 }
-
-func TestDroppedReasonsAreDistinct(t *testing.T) {
-	if bpf.MapsReasonREASON_MAX > 254 {
-		t.Errorf("reasons up to %d run into the slots of METRIC_EVENTS_LIMITED and _LOST", bpf.MapsReasonREASON_MAX)
-	}
-}

@@ -94,16 +94,22 @@ static __always_inline int to_stack(struct __sk_buff *skb, struct pkt *p,
 	return FORWARD_TO_STACK;
 }
 
-/* The uplink towards an address; 0: no route, or it is not for us to say. */
+/*
+ * The uplink towards an address; 0: no route, or it is not for us to say. known
+ * is the one that the connection had before, or 0.
+ */
 static __always_inline __u32 uplink_towards(struct __sk_buff *skb, bool ipv6,
 					    const union addr *saddr,
-					    const union addr *daddr)
+					    const union addr *daddr,
+					    __u32 known)
 {
 	struct bpf_fib_lookup fib = {};
 	long r;
 
 	if (uplink_ifindex)
 		return uplink_ifindex;
+	if (known)
+		return known;
 	fib.ifindex = skb->ifindex;
 	if (ipv6) {
 		fib.family = 10;

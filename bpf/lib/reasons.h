@@ -25,9 +25,9 @@ enum reason {
 	DROP_NOT_SUPPORTED_L3 = 139,	/* neither IPv4, IPv6 nor ARP */
 	DROP_NO_PROGRAM = 140,		/* no program is in force at this hook */
 	DROP_WRITE = 141,		/* the packet could not be rewritten */
-	DROP_UNKNOWN_L4 = 142,		/* a protocol that cannot be tracked */
+	DROP_UNKNOWN_L4 = 142,		/* a protocol that cannot be masqueraded */
 	DROP_UNKNOWN_TARGET = 150,	/* no pod of this node has the address */
-	DROP_STALE = 151,		/* the address belongs to nobody any more */
+	DROP_STALE = 151,		/* an answer to a connection that is no longer known */
 	DROP_CONNTRACK_FULL = 155,	/* the connection could not be recorded */
 	DROP_NO_SERVICE_BACKEND = 158,	/* the service has no such port or no ready backend */
 	DROP_NO_TUNNEL_ENDPOINT = 160,	/* the address is in the cluster's pools and no node holds it */
@@ -37,7 +37,7 @@ enum reason {
 	DROP_INVALID_IDENTITY = 171,	/* the tunnel's identity is not allowed on the wire */
 	DROP_UNKNOWN_SENDER = 172,	/* the tunnel packet is not from the node that holds its source */
 	DROP_FRAGMENT_NOT_FOUND = 175,	/* a later fragment came without its first */
-	DROP_FORBIDDEN_ICMP6 = 176,	/* a router advertisement or forged neighbour advertisement from a pod */
+	DROP_FORBIDDEN_ICMP6 = 176,	/* a router advertisement, redirect or forged neighbour advertisement from a pod */
 	DROP_POLICY_DENY = 181,		/* a policy denies it */
 	DROP_INVALID_TC_BUFFER = 184,	/* the packet lost its notes on the way */
 	DROP_TTL_EXCEEDED = 196,	/* hop limit used up */
@@ -48,7 +48,7 @@ enum reason {
 	DROP_SPOOFED_ARP = 225,		/* ARP that is not the pod's own */
 	DROP_DHCP_SERVER = 226,		/* a DHCP or DHCPv6 server's answer from a pod */
 	DROP_TOO_BIG = 227,		/* larger than the path's MTU; the sender was told */
-	DROP_MARTIAN = 228,		/* loopback, unspecified, or multicast source */
+	DROP_MARTIAN = 228,		/* a loopback, unspecified, link-local or multicast address where none may be */
 	DROP_PENDING_DENY = 229,	/* the peer is not known yet and a deny rule could apply */
 	DROP_REDIRECT = 230,		/* the kernel refused the redirect */
 

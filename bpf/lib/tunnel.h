@@ -112,7 +112,7 @@ static __subprogram int encap_to_node(struct __sk_buff *skb, struct pkt *p)
 	if (!encap_in_bpf || !have_redirect_neigh || !addr_is_ipv4(node))
 		goto device;
 	own_addr(&own, false);
-	out = uplink_towards(skb, false, &own, node);
+	out = uplink_towards(skb, false, &own, node, 0);
 	if (!out)
 		goto device;
 
