@@ -181,7 +181,7 @@ func (a *attacher) putLink(hook bpf.Hook, dev device, prog *ebpf.Program) error 
 	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("unpin old link: %w", err)
 	}
-	if err := l.Pin(pin); err != nil {
+	if err := pinLink(l, pin); err != nil {
 		return fmt.Errorf("pin link: %w", err)
 	}
 	return nil
@@ -189,7 +189,7 @@ func (a *attacher) putLink(hook bpf.Hook, dev device, prog *ebpf.Program) error 
 
 // adoptLink is true when the pinned link is on the device; its program is made prog in place.
 func (a *attacher) adoptLink(pin string, at ebpf.AttachType, ifindex int, prog *ebpf.Program) (bool, error) {
-	l, err := link.LoadPinnedLink(pin, nil)
+	l, err := loadPinnedLink(pin)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -229,7 +229,7 @@ func (a *attacher) detachTCX(hook bpf.Hook, dev device) error {
 // removeLink detaches (Linux 5.9) and unpins. Without the first the kernel would detach some time after the last
 // reference has gone, and a filter in its place would run beside it until then.
 func removeLink(path string) error {
-	l, err := link.LoadPinnedLink(path, nil)
+	l, err := loadPinnedLink(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -373,7 +373,7 @@ func (a *attacher) adoptRenamed(hook bpf.Hook, devs []device) error {
 }
 
 func linkIsOn(pin string, at ebpf.AttachType, ifindex int) bool {
-	l, err := link.LoadPinnedLink(pin, nil)
+	l, err := loadPinnedLink(pin)
 	if err != nil {
 		return false
 	}
@@ -464,7 +464,7 @@ func (a *attacher) attachSockets(cgroup string) error {
 func (a *attacher) attachSocket(name string, at ebpf.AttachType, cgroup string, cgroupID uint64) error {
 	prog := a.progs.socket[name]
 	pin := filepath.Join(a.folder, name)
-	old, err := link.LoadPinnedLink(pin, nil)
+	old, err := loadPinnedLink(pin)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("open pinned link: %w", err)
 	}
@@ -486,7 +486,7 @@ func (a *attacher) attachSocket(name string, at ebpf.AttachType, cgroup string, 
 	if err := removePin(pin); err != nil { // of another cgroup; old holds it until we return
 		return fmt.Errorf("unpin old link: %w", err)
 	}
-	if err := l.Pin(pin); err != nil {
+	if err := pinLink(l, pin); err != nil {
 		return fmt.Errorf("pin link: %w", err)
 	}
 	return nil

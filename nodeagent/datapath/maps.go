@@ -11,6 +11,7 @@ import (
 	"reflect"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/kube-cilium/kube-cilium/bpf"
@@ -67,13 +68,51 @@ func openMaps(folder string, layouts []layout) (*mapSet, error) {
 
 func (m *mapSet) pin(l layout) string { return filepath.Join(m.folder, PinName(l.name, l.version)) }
 
+// pinMode is what the pin of a map or link has while nobody opens it. The inspect container is root without CAP_DAC_OVERRIDE and sees
+// the pins through a read-only mount, where it cannot change their mode: so it can read maps, and neither write one
+// nor take a program off. (A
+// read-only mount alone does not stop it: BPF_OBJ_GET asks the file's mode and not the mount.)
+const pinMode = 0o440
+
+func pinMap(m *ebpf.Map, pin string) error {
+	if err := m.Pin(pin); err != nil {
+		return err
+	}
+	return os.Chmod(pin, pinMode)
+}
+
+// loadPinnedMap opens a pin for writing; fs.ErrNotExist where there is none.
+func loadPinnedMap(pin string) (*ebpf.Map, error) {
+	if err := os.Chmod(pin, 0o600); err != nil {
+		return nil, err
+	}
+	m, err := ebpf.LoadPinnedMap(pin, nil)
+	return m, errors.Join(err, os.Chmod(pin, pinMode))
+}
+
+func pinLink(l link.Link, pin string) error {
+	if err := l.Pin(pin); err != nil {
+		return err
+	}
+	return os.Chmod(pin, pinMode)
+}
+
+// loadPinnedLink opens a pinned link; fs.ErrNotExist where there is none.
+func loadPinnedLink(pin string) (link.Link, error) {
+	if err := os.Chmod(pin, 0o600); err != nil {
+		return nil, err
+	}
+	l, err := link.LoadPinnedLink(pin, nil)
+	return l, errors.Join(err, os.Chmod(pin, pinMode))
+}
+
 func (m *mapSet) openOne(l layout) error {
 	spec, ok := m.spec.Maps[l.name]
 	if !ok {
 		return fmt.Errorf("map %s: not in the maps' object", l.name)
 	}
 	spec.Pinning = ebpf.PinNone
-	found, err := ebpf.LoadPinnedMap(m.pin(l), nil)
+	found, err := loadPinnedMap(m.pin(l))
 	switch {
 	case err == nil:
 		// The size is Configure's to change.
@@ -98,7 +137,7 @@ func (m *mapSet) openOne(l layout) error {
 		made.Close()
 		return err
 	}
-	if err := made.Pin(m.pin(l)); err != nil {
+	if err := pinMap(made, m.pin(l)); err != nil {
 		made.Close()
 		return fmt.Errorf("pin map %s: %w", l.name, err)
 	}
@@ -110,7 +149,7 @@ func (m *mapSet) openOne(l layout) error {
 func (m *mapSet) carryOver(l layout, made *ebpf.Map, flags ebpf.MapUpdateFlags) error {
 	for version, conv := range l.reads {
 		pin := filepath.Join(m.folder, PinName(l.name, version))
-		old, err := ebpf.LoadPinnedMap(pin, nil)
+		old, err := loadPinnedMap(pin)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -153,7 +192,7 @@ func (m *mapSet) resize(l layout, entries uint32) error {
 		made.Close()
 		return fmt.Errorf("clear pin of map %s: %w", l.name, err)
 	}
-	if err := made.Pin(next); err != nil {
+	if err := pinMap(made, next); err != nil {
 		made.Close()
 		return fmt.Errorf("pin map %s: %w", l.name, err)
 	}
