@@ -47,10 +47,6 @@ type Datapath interface {
 	SetPods([]datapath.Pod) error
 	AddPod(datapath.Pod) error
 	RemovePod(id uint16) error
-}
-
-// podChecker is a datapath that can tell whether its tables still hold a pod.
-type podChecker interface {
 	CheckPod(datapath.Pod) error
 }
 
@@ -329,10 +325,8 @@ func (s *Set) Check(ctx context.Context, a cni.Attachment, netns *os.File) error
 	if err != nil {
 		return err
 	}
-	if c, ok := s.Datapath.(podChecker); ok {
-		if err := c.CheckPod(e.DatapathPod()); err != nil {
-			wrong = append(wrong, err.Error())
-		}
+	if err := s.Datapath.CheckPod(e.DatapathPod()); err != nil {
+		wrong = append(wrong, err.Error())
 	}
 	if len(wrong) > 0 {
 		return fmt.Errorf("%w: %s", ErrNotAsAdded, strings.Join(wrong, "; "))
