@@ -23,10 +23,10 @@ type modelKey struct {
 }
 
 type modelConn struct {
-	began    netip.AddrPort
-	answered bool
-	fin      [2]bool
-	closing  bool
+	began             netip.AddrPort
+	answered, settled bool
+	fin               [2]bool
+	closing           bool
 }
 
 // model is conntrack as one would write it in a few lines.
@@ -69,6 +69,9 @@ func (m model) packet(p packet) modelKey {
 	if c.began != src {
 		dir = 1
 		c.answered = true
+		c.settled = c.settled || p.proto != protoTCP
+	} else if c.answered && p.flags&rst == 0 {
+		c.settled = true
 	}
 	if p.proto == protoTCP {
 		if p.flags&fin != 0 {
@@ -167,14 +170,15 @@ func (w *world) agrees(m model) error {
 		}{
 			{bpf.MapsConnFlagsCONN_FROM_HI, mc.began == mk.hi},
 			{bpf.MapsConnFlagsCONN_ANSWERED, mc.answered},
+			{bpf.MapsConnFlagsCONN_SETTLED, mc.settled},
 			{bpf.MapsConnFlagsCONN_CLOSING, mc.closing},
 		} {
 			if (flags&f.flag != 0) != f.want {
 				return fmt.Errorf("%+v: flags %#x, flag %#x should be %v", k, flags, f.flag, f.want)
 			}
 		}
-		if mc.answered != inAnswered[k] {
-			return fmt.Errorf("%+v: answered %v, among the answered %v", k, mc.answered, inAnswered[k])
+		if mc.settled != inAnswered[k] {
+			return fmt.Errorf("%+v: settled %v, in the table of all %v", k, mc.settled, inAnswered[k])
 		}
 		want := uint32(idA)
 		if mc.began.Addr() == podB4 || mc.began.Addr() == podB6 {
@@ -201,7 +205,9 @@ func TestLifetimes(t *testing.T) {
 		lifetime uint32
 	}{
 		{"unanswered", []packet{fromA(podB4)}, uint32(bpf.MapsConnLifetimeLIFETIME_UNANSWERED)},
-		{"TCP", []packet{fromA(podB4), fromA(podB4).reply().with(func(p *packet) { p.flags = syn | ack })},
+		{"half open", []packet{fromA(podB4), fromA(podB4).reply().with(func(p *packet) { p.flags = syn | ack })},
+			uint32(bpf.MapsConnLifetimeLIFETIME_UNANSWERED)},
+		{"TCP", []packet{fromA(podB4), fromA(podB4).reply().with(func(p *packet) { p.flags = syn | ack }), fromA(podB4).with(func(p *packet) { p.flags = ack })},
 			uint32(bpf.MapsConnLifetimeLIFETIME_TCP)},
 		{"closing", []packet{fromA(podB4), fromA(podB4).reply().with(func(p *packet) { p.flags = rst })},
 			uint32(bpf.MapsConnLifetimeLIFETIME_CLOSING)},
@@ -222,17 +228,15 @@ func TestLifetimes(t *testing.T) {
 				for _, p := range c.packets {
 					send(p)
 				}
-				m := w.inner[1]
-				if len(c.packets) > 1 {
-					m = w.maps.Maps[bpf.MapsMapConntrack]
-				}
-				for k, conn := range w.conns(m) {
-					conn.Seen -= c.lifetime
-					if over {
-						conn.Seen -= 2
-					}
-					if err := m.Put(k, conn); err != nil {
-						t.Fatal(err)
+				for _, m := range []*ebpf.Map{w.inner[1], w.maps.Maps[bpf.MapsMapConntrack]} {
+					for k, conn := range w.conns(m) {
+						conn.Seen -= c.lifetime
+						if over {
+							conn.Seen -= 2
+						}
+						if err := m.Put(k, conn); err != nil {
+							t.Fatal(err)
+						}
 					}
 				}
 				// The other side speaks: a reply, or a new beginning.
@@ -324,6 +328,7 @@ func TestFlood(t *testing.T) {
 	idle := fromA(podB4).reply().with(func(p *packet) { p.sport, p.dport = 41000, 90 })
 	w.asB(func() { w.run("from_pod", idle.frame()) })
 	w.run("from_pod", idle.reply().with(func(p *packet) { p.flags = syn | ack }).frame())
+	w.asB(func() { w.run("from_pod", idle.with(func(p *packet) { p.flags = ack }).frame()) })
 	asking := idle.with(func(p *packet) { p.sport = 41001 })
 	w.asB(func() { w.run("from_pod", asking.frame()) })
 
@@ -335,8 +340,16 @@ func TestFlood(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// Refused or half accepted, it is a flood all the same: nobody acknowledges.
+	for i := range 100 {
+		syns := fromA(podB4).with(func(p *packet) { p.sport = uint16(20000 + i) })
+		w.run("from_pod", syns.frame())
+		w.asB(func() {
+			w.run("from_pod", syns.reply().with(func(p *packet) { p.flags = []uint8{rst | ack, syn | ack}[i%2] }).frame())
+		})
+	}
 	if n := len(w.answered()); n != 1 {
-		t.Errorf("%d answered connections, want the idle one", n)
+		t.Errorf("%d settled connections, want the idle one", n)
 	}
 	if n := len(w.conns(w.inner[2])); n != 1 {
 		t.Errorf("%d unanswered connections of the neighbour, want 1", n)

@@ -163,8 +163,11 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct pkt *p,
 	struct conn *c;
 	int r;
 
-	if (!p->error && !(pointer->flags & CONN_ANSWERED)) {
-		pointer = conn_promote(&p->key, pointer, 0);
+	/* A pointer settles with its connection: for TCP when the pod speaks again (nat_refresh). */
+	if (!p->error && p->t.proto == IPPROTO_TCP) {
+		pointer->flags |= CONN_ANSWERED;
+	} else if (!p->error && !(pointer->flags & CONN_SETTLED)) {
+		pointer = conn_settle(&p->key, pointer, 0);
 		if (!pointer)
 			return DROP_CONNTRACK_FULL;
 	}

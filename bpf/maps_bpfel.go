@@ -59,6 +59,7 @@ const (
 	MapsConnFlagsCONN_MASQUERADED MapsConnFlags = 8
 	MapsConnFlagsCONN_STACK       MapsConnFlags = 16
 	MapsConnFlagsCONN_TUNNEL      MapsConnFlags = 32
+	MapsConnFlagsCONN_SETTLED     MapsConnFlags = 128
 	MapsConnFlagsCONN_CLOSING     MapsConnFlags = 64
 )
 

@@ -93,13 +93,13 @@ func TestMasquerade(t *testing.T) {
 						t.Errorf("delivered to %d", back.target)
 					}
 
-					// Both entries are among the answered now, and the next packet has the same name.
-					all := w.answered()
-					if len(all) != 2 || len(w.conns(w.inner[0]))+len(w.conns(w.inner[1])) != 0 {
-						t.Errorf("%d answered, %d and %d not", len(all), len(w.conns(w.inner[0])), len(w.conns(w.inner[1])))
-					}
+					// The next packet has the same name, and both entries are settled now.
 					again := w.run("from_pod", in.frame())
 					again.expect(t, bpf.MapsReasonFORWARD_TO_NETWORK, redirect, sent.frame())
+					all := w.answered()
+					if len(all) != 2 || len(w.conns(w.inner[0]))+len(w.conns(w.inner[1])) != 0 {
+						t.Errorf("%d settled, %d and %d not", len(all), len(w.conns(w.inner[0])), len(w.conns(w.inner[1])))
+					}
 
 					var x bpf.Event
 					for _, e := range w.events() {

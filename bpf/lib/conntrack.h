@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * This file remembers connections: one entry each, found from both directions.
- * Until the other side has spoken it lives in the small table of the pod that
- * it concerns, where a flood evicts only its own; then it moves to
- * `conntrack`.
+ * Until it is settled it lives in the small table of the pod that it concerns,
+ * where a flood evicts only its own; then it moves to `conntrack`. An answer
+ * settles it, but for TCP: whoever floods gets answers too, SYN ACK or RST, and
+ * only a connection in earnest is acknowledged by the side that began it.
  *
  * The order in a program: flow_open() finds or makes the entry, policy judges
  * it, flow_seen() writes what the packet changed. So a refused packet neither
@@ -66,7 +67,7 @@ static __always_inline bool conn_over(const struct conn *c, __u8 proto,
 
 	if (c->flags & CONN_CLOSING)
 		return age > LIFETIME_CLOSING;
-	if (!(c->flags & CONN_ANSWERED))
+	if (!(c->flags & CONN_SETTLED))
 		return age > LIFETIME_UNANSWERED;
 	if (proto == IPPROTO_TCP)
 		return age > LIFETIME_TCP;
@@ -170,13 +171,13 @@ static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 fla
 	return bpf_map_lookup_elem(table, &p->key);
 }
 
-/* The other side has spoken: from the small table to that of all. */
-static __subprogram struct conn *conn_promote(const struct flow_key *k,
-					      const struct conn *c, __u32 home)
+/* In earnest now: from the small table to that of all. */
+static __subprogram struct conn *conn_settle(const struct flow_key *k,
+					     const struct conn *c, __u32 home)
 {
 	struct conn copy = *c;
 
-	copy.flags |= CONN_ANSWERED;
+	copy.flags |= CONN_ANSWERED | CONN_SETTLED;
 	if (bpf_map_update_elem(&conntrack, k, &copy, BPF_ANY))
 		return NULL;
 	unanswered_drop(home, k);
@@ -195,11 +196,20 @@ static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 	__u8 flags = p->tcp_flags;
 
 	p->event_flags |= EVENT_DIRECTION_KNOWN | (p->reply ? EVENT_REPLY : 0);
-	if (unlikely(p->reply && !(c->flags & CONN_ANSWERED))) {
-		c = conn_promote(&p->key, c, c->endpoint);
-		if (!c)
-			return NULL;
-		p->report = true;
+	if (unlikely(!(c->flags & CONN_SETTLED))) {
+		bool answered = c->flags & CONN_ANSWERED;
+
+		if (p->reply && !answered) {
+			c->flags |= CONN_ANSWERED;
+			p->report = true;
+		}
+		if (p->t.proto == IPPROTO_TCP ?
+		    answered && !p->reply && !(flags & TCP_RST) : p->reply) {
+			c = conn_settle(&p->key, c, c->endpoint);
+			if (!c)
+				return NULL;
+			p->refresh = true;
+		}
 	}
 	if (c->seen != p->now) {
 		c->seen = p->now;

@@ -165,14 +165,17 @@ static __subprogram int nat_refresh(const struct tuple *t, const struct conn *c,
 			return DROP_NO_MAPPING;
 		known->seen = now;
 		known->flags |= c->flags & CONN_CLOSING;
+		if (c->flags & CONN_SETTLED && !(known->flags & CONN_SETTLED))
+			conn_settle(&key, known, 0);
 		return 0;
 	}
 	pointer.seen = now;
-	pointer.flags = CONN_POINTER | (c->flags & (CONN_CLOSING | CONN_ANSWERED));
+	pointer.flags = CONN_POINTER |
+			(c->flags & (CONN_CLOSING | CONN_ANSWERED | CONN_SETTLED));
 	pointer.endpoint = c->endpoint;
 	pointer.addr = t->saddr;
 	pointer.port = t->sport;
-	if (c->flags & CONN_ANSWERED)
+	if (c->flags & CONN_SETTLED)
 		bpf_map_update_elem(&conntrack, &key, &pointer, BPF_NOEXIST);
 	else
 		unanswered_put(0, &key, &pointer, BPF_NOEXIST);

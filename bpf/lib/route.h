@@ -68,7 +68,7 @@ static __always_inline int masquerade(struct __sk_buff *skb, struct pkt *p,
 		r = nat_take(skb, &p->t, c, &p->xlate_addr, p->now);
 		if (r)
 			return r;
-	} else if (!p->related && (p->refresh || !(c->flags & CONN_ANSWERED))) {
+	} else if (!p->related && (p->refresh || !(c->flags & CONN_SETTLED))) {
 		nat_refresh(&p->t, c, p->now);
 	}
 	p->xlate_addr = c->addr;

@@ -72,7 +72,7 @@ func over(c bpf.Conn, proto uint8, now uint32) bool {
 	switch {
 	case c.Flags&uint16(bpf.MapsConnFlagsCONN_CLOSING) != 0:
 		limit = bpf.MapsConnLifetimeLIFETIME_CLOSING
-	case c.Flags&uint16(bpf.MapsConnFlagsCONN_ANSWERED) == 0:
+	case c.Flags&uint16(bpf.MapsConnFlagsCONN_SETTLED) == 0:
 		limit = bpf.MapsConnLifetimeLIFETIME_UNANSWERED
 	case proto == unix.IPPROTO_TCP:
 		limit = bpf.MapsConnLifetimeLIFETIME_TCP

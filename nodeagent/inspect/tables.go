@@ -292,7 +292,7 @@ func connection(k *bpf.FlowKey, v *bpf.Conn, now uint32) []any {
 		as = addrPort(v.Addr, v.Port)
 	}
 	set := flags(uint32(v.Flags)&^uint32(bpf.MapsConnFlagsCONN_FROM_HI),
-		flagName{uint32(bpf.MapsConnFlagsCONN_ANSWERED), "ANSWERED"}, flagName{uint32(bpf.MapsConnFlagsCONN_POINTER), "TRANSLATED"},
+		flagName{uint32(bpf.MapsConnFlagsCONN_ANSWERED), "ANSWERED"}, flagName{uint32(bpf.MapsConnFlagsCONN_SETTLED), "SETTLED"}, flagName{uint32(bpf.MapsConnFlagsCONN_POINTER), "TRANSLATED"},
 		flagName{uint32(bpf.MapsConnFlagsCONN_MASQUERADED), "MASQUERADED"}, flagName{uint32(bpf.MapsConnFlagsCONN_STACK), "STACK"},
 		flagName{uint32(bpf.MapsConnFlagsCONN_TUNNEL), "TUNNEL"}, flagName{uint32(bpf.MapsConnFlagsCONN_CLOSING), "CLOSING"})
 	return []any{flow.ProtocolName(k.Proto), from, to, number(v.Identity), number(v.Endpoint), ticks(int32(now - v.Seen)),
