@@ -77,7 +77,33 @@ func benchmark(ctx context.Context, o options) (err error) {
 		}
 		figures = append(figures, f...)
 	}
+	if want("programs") {
+		f, err := programFigures(ctx, log, c, min(o.rounds, 50), o.millis)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+	}
+	if want("cni") {
+		f, err := cniFigures(ctx, log, c, g)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+	}
+	if want("memory") {
+		f, err := memoryFigures(ctx, log, c)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+	}
 	vxlan := shape{name: "two nodes, VXLAN", client: clientPod, server: other, dst: other.ips["4"]}
+	if want("cross") || want("cut") {
+		if err := c.wire(ctx); err != nil {
+			return err
+		}
+	}
 	if want("cross") {
 		kernel, err := g.kernelVXLAN(false)
 		if err != nil {
@@ -122,27 +148,6 @@ func benchmark(ctx context.Context, o options) (err error) {
 		if err := c.cutSegments(ctx, false); err != nil {
 			return err
 		}
-	}
-	if want("programs") {
-		f, err := programFigures(ctx, log, c, min(o.rounds, 50), o.millis)
-		if err != nil {
-			return err
-		}
-		figures = append(figures, f...)
-	}
-	if want("cni") {
-		f, err := cniFigures(ctx, log, c, g)
-		if err != nil {
-			return err
-		}
-		figures = append(figures, f...)
-	}
-	if want("memory") {
-		f, err := memoryFigures(ctx, log, c)
-		if err != nil {
-			return err
-		}
-		figures = append(figures, f...)
 	}
 	return report(log, o, figures)
 }

@@ -173,11 +173,45 @@ func (o *ours) setRouting(ctx context.Context, patch string) error {
 	}
 }
 
-// cutSegments has the underlay carry segments, as a wire does, or whole GSO frames again.
+// wire joins the two nodes by a veth pair of their own and makes it their uplink: the switch between a test cluster's
+// nodes is not what is measured, and the shapes beside ours have a wire too.
+func (o *ours) wire(ctx context.Context) error {
+	var pids, ips []string
+	for _, n := range o.Nodes {
+		pid, err := o.agentPID(ctx, n.Name)
+		if err != nil {
+			return err
+		}
+		for _, a := range n.Addresses {
+			if !strings.Contains(a, ":") {
+				ips = append(ips, a)
+			}
+		}
+		pids = append(pids, pid)
+	}
+	if len(ips) != 2 {
+		return fmt.Errorf("two nodes with an IPv4 address are needed, not %v", ips)
+	}
+	if _, err := sh(fmt.Sprintf("ip link add %s netns %s type veth peer name %s netns %s", wireDevice, pids[0], wireDevice, pids[1])); err != nil {
+		return err
+	}
+	for i := range 2 {
+		in := "nsenter --net=/proc/" + pids[i] + "/ns/net "
+		if err := all(in+"ip addr add "+ips[i]+"/32 dev "+wireDevice, in+"ip link set "+wireDevice+" up",
+			in+"ip route add "+ips[1-i]+"/32 dev "+wireDevice+" src "+ips[i]); err != nil {
+			return err
+		}
+	}
+	return o.setRouting(ctx, `{"spec":{"devices":["`+wireDevice+`"]}}`)
+}
+
+const wireDevice = "wire0"
+
+// cutSegments has the wire carry segments, as one between machines does, or whole GSO frames again.
 func (o *ours) cutSegments(ctx context.Context, cut bool) error {
 	state := map[bool]string{true: "off", false: "on"}[cut]
 	for _, n := range o.Nodes {
-		if _, err := o.OnNode(ctx, n.Name, "ethtool", "-K", "eth0", "tso", state, "gso", state, "gro", "on"); err != nil {
+		if _, err := o.OnNode(ctx, n.Name, "ethtool", "-K", wireDevice, "tso", state, "gso", state, "gro", "on"); err != nil {
 			return err
 		}
 	}

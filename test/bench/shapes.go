@@ -113,47 +113,43 @@ func addressOf(cmd *exec.Cmd) (string, error) {
 	return "", fmt.Errorf("result %q has no IPv4 address", out)
 }
 
-// kernelVXLAN is two nodes whose pods sit on bridges and reach each other through the kernel's VXLAN device, with
-// routes and static neighbours. The underlay has a switch between the nodes, as our cluster's has.
+// kernelVXLAN is two nodes that route between their pods and a VXLAN device of the kernel, with static neighbours; a
+// wire joins them. cut: it carries segments.
 func (g *ground) kernelVXLAN(cut bool) (shape, error) {
-	if _, err := g.space("sw"); err != nil {
-		return shape{}, err
-	}
-	sw := g.run + "sw"
-	if err := all("ip -n "+sw+" link add br0 type bridge", "ip -n "+sw+" link set br0 up"); err != nil {
-		return shape{}, err
-	}
 	s := shape{name: "kernel VXLAN", dst: "10.72.2.2"}
-	for i, side := range []string{"a", "b"} {
-		me, other := i+1, 2-i
+	sides := []string{"a", "b"}
+	for _, side := range sides {
 		if _, err := g.space("n" + side); err != nil {
 			return shape{}, err
 		}
+	}
+	if _, err := sh(fmt.Sprintf("ip link add eth0 netns %sna type veth peer name eth0 netns %snb", g.run, g.run)); err != nil {
+		return shape{}, err
+	}
+	for i, side := range sides {
+		me, other := i+1, 2-i
 		p, err := g.space("p" + side)
 		if err != nil {
 			return shape{}, err
 		}
 		node, pod := g.run+"n"+side, g.run+"p"+side
 		lines := []string{
-			fmt.Sprintf("ip link add eth0 netns %s type veth peer name v%d netns %s", node, me, sw),
-			fmt.Sprintf("ip -n %s link set v%d master br0", sw, me), fmt.Sprintf("ip -n %s link set v%d up", sw, me),
 			fmt.Sprintf("ip -n %s addr add 172.29.71.%d/24 dev eth0", node, me), "ip -n " + node + " link set eth0 up",
-			fmt.Sprintf("ip -n %s link add fl type vxlan id 1 dstport 8472 local 172.29.71.%d nolearning", node, me),
+			fmt.Sprintf("ip -n %s link add fl type vxlan id 1 dstport 8472 local 172.29.71.%d dev eth0 nolearning", node, me),
 			fmt.Sprintf("ip -n %s link set fl address 0e:00:00:00:00:0%d up", node, me),
 			fmt.Sprintf("ip -n %s addr add 10.72.%d.0/32 dev fl", node, me),
 			fmt.Sprintf("ip -n %s route add 10.72.%d.0/24 via 10.72.%d.0 dev fl onlink", node, other, other),
 			fmt.Sprintf("ip -n %s neigh add 10.72.%d.0 lladdr 0e:00:00:00:00:0%d dev fl nud permanent", node, other, other),
 			fmt.Sprintf("bridge -n %s fdb append 0e:00:00:00:00:0%d dev fl dst 172.29.71.%d", node, other, other),
-			"ip -n " + node + " link add cni0 type bridge", fmt.Sprintf("ip -n %s addr add 10.72.%d.1/24 dev cni0", node, me),
 			fmt.Sprintf("ip link add eth0 mtu 1450 netns %s type veth peer name p0 mtu 1450 netns %s", pod, node),
-			"ip -n " + node + " link set p0 master cni0", "ip -n " + node + " link set p0 up", "ip -n " + node + " link set cni0 up",
-			fmt.Sprintf("ip -n %s addr add 10.72.%d.2/24 dev eth0", pod, me), "ip -n " + pod + " link set eth0 up",
-			fmt.Sprintf("ip -n %s route add default via 10.72.%d.1", pod, me),
+			"ip -n " + node + " addr add 169.254.1.1/32 dev p0", "ip -n " + node + " link set p0 up",
+			fmt.Sprintf("ip -n %s route add 10.72.%d.2/32 dev p0", node, me),
+			fmt.Sprintf("ip -n %s addr add 10.72.%d.2/32 dev eth0", pod, me), "ip -n " + pod + " link set eth0 up",
+			"ip -n " + pod + " route add 169.254.1.1 dev eth0", "ip -n " + pod + " route add default via 169.254.1.1 dev eth0",
 			"nsenter --net=/run/netns/" + node + " sysctl -qw net.ipv4.ip_forward=1",
 		}
 		if cut {
-			lines = append(lines, "nsenter --net=/run/netns/"+node+" ethtool -K eth0 tso off gso off gro on",
-				fmt.Sprintf("nsenter --net=/run/netns/%s ethtool -K v%d tso off gso off gro on", sw, me))
+			lines = append(lines, "nsenter --net=/run/netns/"+node+" ethtool -K eth0 tso off gso off gro on")
 		}
 		if err := all(lines...); err != nil {
 			return shape{}, err
