@@ -15,6 +15,9 @@ LDFLAGS := -s -w -X github.com/kube-cilium/kube-cilium/internal/version.Version=
 CLUSTER ?= demo
 WORKERS ?= 2
 INSTALL_DIR ?= $(HOME)/.local/bin
+KUBECTL ?= kubectl
+# What eBPF and its generated code are made with; the packages of a test cluster are in test/cluster/packages.txt.
+DEV_PACKAGES := clang-19 llvm-19 libbpf-dev procps git make
 BINARIES := cilium-agent cilium-operator cilium-cni
 TEST_CLUSTER = $(CURDIR)/bin/test-cluster
 
@@ -85,7 +88,7 @@ push: test-cluster ## Push our images. REGISTRY=registry.example/team
 .PHONY: build-installer
 build-installer: ## Write dist/install.yaml, everything that config/default installs.
 	@mkdir -p dist
-	go tool kustomize build config/default > dist/install.yaml
+	$(KUBECTL) kustomize config/default > dist/install.yaml
 
 ##@ Develop
 
@@ -101,7 +104,7 @@ manifests: ## Make CRDs from the kinds again.
 
 .PHONY: verify-generated
 verify-generated: generate manifests ## Fail when what is committed is not what the sources make.
-	git diff --exit-code -- api bpf config
+	git diff --exit-code -- api bpf config internal
 
 .PHONY: fmt
 fmt: ## Format Go and eBPF C.
@@ -125,7 +128,8 @@ test-unit: ## Run the tests that need neither root nor a kernel.
 .PHONY: test-kernel
 test-kernel: test-cluster ## Run the tests that need root, the kernel or an API server; none may skip.
 	$(TEST_CLUSTER) build
-	KUBE_CILIUM_TEST_ROOT=1 KUBEBUILDER_ASSETS=$$($(TEST_CLUSTER) assets) go test -count=1 -p 1 -timeout 20m ./...
+	KUBE_CILIUM_TEST_ROOT=1 KUBEBUILDER_ASSETS=$$($(TEST_CLUSTER) assets) go test -count=1 -p 1 -timeout 20m $$(go list ./... | grep -v /test/e2e)
+	cd test/cluster && KUBE_CILIUM_TEST_ROOT=1 go test -count=1 -p 1 -timeout 10m ./...
 
 .PHONY: test-e2e
 test-e2e: build plugins test-cluster ## Run the end-to-end tests on real clusters.
@@ -139,7 +143,11 @@ bench: build test-cluster ## Measure; writes docs/benchmarks.md and docs/benchma
 .PHONY: deps
 deps: ## Install the Debian packages that building and testing need (as root).
 	apt-get -o DPkg::Lock::Timeout=300 update
-	apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $$(grep -v '^#' test/cluster/packages.txt)
+	apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $(DEV_PACKAGES) $$(grep -v '^#' test/cluster/packages.txt)
+
+.PHONY: packages
+packages: ## Print the packages that deps installs.
+	@printf '%s\n' $(DEV_PACKAGES) $$(grep -v '^#' test/cluster/packages.txt)
 
 .PHONY: clean
 clean: ## Remove what was built here; the cache of Kubernetes binaries stays.

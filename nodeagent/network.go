@@ -387,7 +387,9 @@ func hostAddresses() ([]netip.Addr, error) {
 	var out []netip.Addr
 	for _, a := range all {
 		ip, ok := netip.AddrFromSlice(a.IP)
-		if ip = ip.Unmap(); ok && !ip.IsLoopback() && !(ip.Is6() && ip.IsLinkLocalUnicast()) && !slices.Contains(out, ip) {
+		ip = ip.Unmap()
+		linkLocal := ip.Is6() && ip.IsLinkLocalUnicast() // of many interfaces at once: nobody's name
+		if ok && !ip.IsLoopback() && !linkLocal && !slices.Contains(out, ip) {
 			out = append(out, ip)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -126,7 +127,7 @@ func (s *space) udp(to netip.Addr, size int) (from netip.Addr, err error) {
 		var n int
 		if n, err = c.Read(buf); err != nil {
 			// Too big: the kernel has learnt the path's MTU and cuts smaller the next time.
-			if ne, ok := err.(net.Error); ok && ne.Timeout() || errors.Is(err, syscall.EMSGSIZE) {
+			if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.EMSGSIZE) {
 				continue
 			}
 			return from, err
@@ -171,7 +172,7 @@ func (s *space) refused(to netip.Addr, port uint16) error {
 		return err
 	}
 	_, err := c.Read(make([]byte, 1))
-	if se, ok := err.(*net.OpError); ok && strings.Contains(se.Error(), syscall.ECONNREFUSED.Error()) {
+	if errors.Is(err, syscall.ECONNREFUSED) {
 		return nil
 	}
 	return fmt.Errorf("no refusal: %w", err)

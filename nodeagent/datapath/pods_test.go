@@ -230,7 +230,7 @@ func TestMapGrowthKeepsEntries(t *testing.T) {
 	entries := map[bpf.FlowKey]bpf.Conn{}
 	for i := range uint16(1000) {
 		k := bpf.FlowKey{Lo: bpf.AddrFrom(p.IPv4), Hi: bpf.AddrFrom(outside4), LoPort: i, HiPort: 80, Proto: unix.IPPROTO_TCP}
-		entries[k] = bpf.Conn{Seen: now, Flags: uint16(bpf.MapsConnFlagsCONN_ANSWERED|bpf.MapsConnFlagsCONN_SETTLED), Identity: uint32(i)}
+		entries[k] = bpf.Conn{Seen: now, Flags: uint16(bpf.MapsConnFlagsCONN_ANSWERED | bpf.MapsConnFlagsCONN_SETTLED), Identity: uint32(i)}
 		must(t, d.maps.open[bpf.MapsMapConntrack].Put(k, entries[k]))
 	}
 	inner, err := innerMap(d.maps.open[bpf.MapsMapUnanswered], 51)
@@ -290,7 +290,7 @@ func TestLayoutThereAndBack(t *testing.T) {
 	now, err := tick()
 	must(t, err)
 	idle := bpf.FlowKey{Lo: bpf.AddrFrom(a.IPv4), Hi: bpf.AddrFrom(outside4), LoPort: 1, HiPort: 80, Proto: unix.IPPROTO_TCP}
-	must(t, d.maps.open[bpf.MapsMapConntrack].Put(idle, bpf.Conn{Seen: now, Flags: uint16(bpf.MapsConnFlagsCONN_ANSWERED|bpf.MapsConnFlagsCONN_SETTLED), Identity: 7}))
+	must(t, d.maps.open[bpf.MapsMapConntrack].Put(idle, bpf.Conn{Seen: now, Flags: uint16(bpf.MapsConnFlagsCONN_ANSWERED | bpf.MapsConnFlagsCONN_SETTLED), Identity: 7}))
 	for _, step := range []struct{ version, reads int }{{2, 1}, {1, 2}, {2, 1}} {
 		must(t, d.Close())
 		other := slices.Clone(layouts())
@@ -335,7 +335,7 @@ func TestDeathWhileALayoutChanges(t *testing.T) {
 	must(t, f.openWith(other).Close()) // both are pinned now, and the programs use the old one
 	old, err := ebpf.LoadPinnedMap(filepath.Join(f.opts.folder(), PinName("conntrack", 1)), nil)
 	must(t, err)
-	must(t, old.Put(key, bpf.Conn{Seen: now, Flags: uint16(bpf.MapsConnFlagsCONN_ANSWERED|bpf.MapsConnFlagsCONN_SETTLED)}))
+	must(t, old.Put(key, bpf.Conn{Seen: now, Flags: uint16(bpf.MapsConnFlagsCONN_ANSWERED | bpf.MapsConnFlagsCONN_SETTLED)}))
 	old.Close()
 	d = f.openWith(other)
 	must(t, d.Configure(t.Context(), f.config()))
@@ -367,7 +367,7 @@ func conn(flags bpf.MapsConnFlags, seen uint32) bpf.Conn {
 }
 
 func TestOver(t *testing.T) {
-	const answered, closing = bpf.MapsConnFlagsCONN_ANSWERED|bpf.MapsConnFlagsCONN_SETTLED, bpf.MapsConnFlagsCONN_CLOSING
+	const answered, closing = bpf.MapsConnFlagsCONN_ANSWERED | bpf.MapsConnFlagsCONN_SETTLED, bpf.MapsConnFlagsCONN_CLOSING
 	for _, tc := range []struct {
 		name  string
 		conn  bpf.Conn
@@ -418,7 +418,7 @@ func TestCollectorTakesWhatIsOver(t *testing.T) {
 	p, leaves := f.addPod(d, 61), f.addPod(d, 62)
 	now, err := tick()
 	must(t, err)
-	const answered, masq, pointer = bpf.MapsConnFlagsCONN_ANSWERED|bpf.MapsConnFlagsCONN_SETTLED, bpf.MapsConnFlagsCONN_MASQUERADED, bpf.MapsConnFlagsCONN_POINTER
+	const answered, masq, pointer = bpf.MapsConnFlagsCONN_ANSWERED | bpf.MapsConnFlagsCONN_SETTLED, bpf.MapsConnFlagsCONN_MASQUERADED, bpf.MapsConnFlagsCONN_POINTER
 	world := netip.MustParseAddr("203.0.113.9")
 	key := func(a netip.Addr, port uint16) bpf.FlowKey {
 		return bpf.FlowKey{Lo: bpf.AddrFrom(a), LoPort: networkOrder(port), Hi: bpf.AddrFrom(world), HiPort: networkOrder(443), Proto: unix.IPPROTO_TCP}

@@ -77,14 +77,14 @@ func (c *collection) hash(name string) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("no program %s in the object", name)
 	}
-	tag, err := spec.Tag()
+	tag, err := spec.Tag() //nolint:staticcheck // compared with our own of other builds, never with the kernel's
 	if err != nil {
 		return "", fmt.Errorf("hash instructions: %w", err)
 	}
 	h := sha256.New()
 	fmt.Fprintln(h, tag)
 	for _, v := range slices.Sorted(maps.Keys(c.spec.Variables)) {
-		fmt.Fprintln(h, v, c.spec.Variables[v].Value)
+		fmt.Fprintf(h, "%s %x\n", v, c.spec.Variables[v].Value)
 	}
 	for _, n := range slices.Sorted(maps.Keys(c.spec.Maps)) {
 		ours, ok := c.maps.open[n]

@@ -107,7 +107,11 @@ func putEntries[K, V any](m *ebpf.Map, batch bool, keys []K, values []V, flags e
 		// Not supported, or one entry was refused: go on one by one, so that the error names the one.
 	}
 	for i := range keys {
-		if err := m.Update(keys[i], values[i], flags); err != nil && !(flags == ebpf.UpdateNoExist && errors.Is(err, ebpf.ErrKeyExist)) {
+		err := m.Update(keys[i], values[i], flags)
+		if flags == ebpf.UpdateNoExist && errors.Is(err, ebpf.ErrKeyExist) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("entry %v: %w", keys[i], err)
 		}
 	}

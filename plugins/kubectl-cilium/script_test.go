@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -80,7 +81,7 @@ func createAll(ts *testscript.TestScript, c client.Client, text string) {
 	for {
 		u := &unstructured.Unstructured{}
 		err := docs.Decode(&u.Object)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return
 		}
 		ts.Check(err)

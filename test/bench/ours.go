@@ -168,7 +168,7 @@ func (o *ours) setRouting(ctx context.Context, patch string) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("generation %s is not in force after a minute: %s %v", generation, out, err)
+			return fmt.Errorf("generation %s is not in force after a minute: %s: %w", generation, out, err)
 		}
 	}
 }

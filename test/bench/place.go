@@ -15,6 +15,9 @@ import (
 	"strings"
 )
 
+// errEnded means that a worker closed its output before it answered.
+var errEnded = errors.New("it closed its output")
+
 // place is a network namespace in which a worker can run.
 type place struct {
 	// enter is the command line in front of what runs there.
@@ -122,7 +125,7 @@ func (p *process) do(j job) (tally, error) {
 		return tally{}, err
 	}
 	if !p.out.Scan() {
-		return tally{}, fmt.Errorf("worker ended: %v", p.out.Err())
+		return tally{}, fmt.Errorf("worker ended: %w", errors.Join(p.out.Err(), errEnded))
 	}
 	var t tally
 	if err := json.Unmarshal(p.out.Bytes(), &t); err != nil {
