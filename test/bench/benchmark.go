@@ -48,6 +48,7 @@ func benchmark(ctx context.Context, o options) (err error) {
 	}
 	defer c.close()
 	g.cni = filepath.Dir(c.Binaries["bridge"])
+	g.like = c.pods["client"].procs
 	pair, err := g.straight()
 	if err != nil {
 		return err
@@ -128,7 +129,7 @@ func benchmark(ctx context.Context, o options) (err error) {
 		}
 	}
 	if want("cut") {
-		h := &ground{run: g.run + "c", dir: g.dir, cni: g.cni}
+		h := &ground{run: g.run + "c", dir: filepath.Join(g.dir, "cut"), cni: g.cni, like: g.like}
 		defer h.close()
 		kernel, err := h.kernelVXLAN(true)
 		if err != nil {

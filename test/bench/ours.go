@@ -131,7 +131,7 @@ func processesOf(container string) ([]string, error) {
 
 // cgroup2Procs is the cgroup.procs file of a process's cgroup2.
 func cgroup2Procs(pid string) (string, error) {
-	mounts, err := os.ReadFile("/proc/self/mounts")
+	mount, err := cgroup2Mount()
 	if err != nil {
 		return "", err
 	}
@@ -139,18 +139,34 @@ func cgroup2Procs(pid string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for mount := range strings.Lines(string(mounts)) {
-		f := strings.Fields(mount)
-		if len(f) < 3 || f[2] != "cgroup2" {
-			continue
-		}
-		for group := range strings.Lines(string(groups)) {
-			if path, ok := strings.CutPrefix(strings.TrimSpace(group), "0::"); ok {
-				return filepath.Join(f[1], path, "cgroup.procs"), nil
-			}
+	for group := range strings.Lines(string(groups)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(group), "0::"); ok {
+			return filepath.Join(mount, path, "cgroup.procs"), nil
 		}
 	}
-	return "", errors.New("no cgroup2")
+	return "", fmt.Errorf("process %s has no cgroup2", pid)
+}
+
+// cgroup2Of takes a cgroup.procs file apart: where cgroup2 is mounted, and the cgroup in it.
+func cgroup2Of(procs string) (mount, path string, err error) {
+	if mount, err = cgroup2Mount(); err != nil {
+		return "", "", err
+	}
+	path, err = filepath.Rel(mount, filepath.Dir(procs))
+	return mount, path, err
+}
+
+func cgroup2Mount() (string, error) {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return "", err
+	}
+	for mount := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(mount); len(f) > 2 && f[2] == "cgroup2" {
+			return f[1], nil
+		}
+	}
+	return "", errors.New("no cgroup2 is mounted")
 }
 
 // setRouting changes the CiliumConfig and waits until both nodes carry it out.

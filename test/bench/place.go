@@ -68,7 +68,7 @@ type process struct {
 }
 
 // start runs this program in the place, before everything else on the machine: what else runs here should not
-// decide a ratio. Of cgroups it enters none but the pod's in cgroup2, so that every shape's workers are scheduled alike.
+// decide a ratio. Of cgroups it enters none but one in cgroup2, a pod's or one as deep, so that every shape's workers are scheduled alike.
 func (p place) start(args ...string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {

@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -18,6 +20,10 @@ type ground struct {
 	cni    string // folder of the reference plugins
 	dir    string // scratch
 	spaces []string
+	// like is the cgroup.procs file of one of our pods: workers beside ours get a cgroup2 as deep, since the kernel's
+	// pressure accounting walks all levels at each wakeup. None of our programs is attached there.
+	like   string
+	groups []string // made, the innermost last
 }
 
 func (g *ground) space(name string) (place, error) {
@@ -27,14 +33,45 @@ func (g *ground) space(name string) (place, error) {
 	}
 	g.spaces = append(g.spaces, full)
 	_, err := sh("ip -n " + full + " link set lo up")
+	if err != nil {
+		return place{}, err
+	}
 	p := netns(full)
 	p.ips = map[string]string{}
+	p.procs, err = g.group(name)
 	return p, err
+}
+
+// group makes a cgroup2 as deep as a pod's. As with pods, the two innermost levels are its own.
+func (g *ground) group(name string) (procs string, err error) {
+	mount, path, err := cgroup2Of(g.like)
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(mount, g.run+"bench")
+	levels := strings.Count(strings.Trim(path, "/"), "/") + 1
+	for i := range levels {
+		if i > 0 {
+			dir = filepath.Join(dir, fmt.Sprint("level", i))
+			if i >= levels-2 {
+				dir += "-" + name
+			}
+		}
+		if err := os.Mkdir(dir, 0o755); err == nil {
+			g.groups = append(g.groups, dir)
+		} else if !errors.Is(err, fs.ErrExist) {
+			return "", fmt.Errorf("cgroup: %w", err)
+		}
+	}
+	return filepath.Join(dir, "cgroup.procs"), nil
 }
 
 func (g *ground) close() {
 	for _, s := range g.spaces {
 		_, _ = sh("ip netns del " + s)
+	}
+	for _, dir := range slices.Backward(g.groups) {
+		_ = os.Remove(dir)
 	}
 	_ = os.RemoveAll(g.dir)
 }
