@@ -18,6 +18,7 @@ const (
 	peerNative       = uint32(bpf.MapsPeerFlagsPEER_NATIVE)
 	peerNode         = uint32(bpf.MapsPeerFlagsPEER_NODE)
 	peerCluster      = uint32(bpf.MapsPeerFlagsPEER_CLUSTER)
+	peerLocal        = uint32(bpf.MapsPeerFlagsPEER_LOCAL)
 	peerNoMasquerade = uint32(bpf.MapsPeerFlagsPEER_NO_MASQUERADE)
 )
 
@@ -67,7 +68,7 @@ func makeTables(w world) tables {
 			}
 			if n.Name == w.self {
 				t.own = append(t.own, p)
-				t.prefixes[p] = datapath.Peer{Identity: uint32(identity.Pending), Flags: peerCluster}
+				t.prefixes[p] = datapath.Peer{Identity: uint32(identity.Pending), Flags: peerCluster | peerLocal}
 				continue
 			}
 			peer := ways[n.Name].peer(p.Addr(), identity.Pending)

@@ -70,6 +70,7 @@ const (
 	tunnel  = peerTunnel | peerCluster
 	native  = peerNative | peerCluster
 	cluster = peerCluster
+	local   = peerCluster | peerLocal
 	node    = peerNode
 )
 
@@ -89,7 +90,7 @@ func states() []state {
 	b := ciliumNode("b", "192.0.2.2", "2001:db8::2", "10.1.1.0/24", "fd00:0:0:1::/64")
 	pools := map[string]string{"10.1.0.0/16": "- 127 " + flags(cluster), "fd00::/56": "- 127 " + flags(cluster)}
 	own := map[string]string{
-		"10.1.0.0/24": "- 127 " + flags(cluster), "fd00::/64": "- 127 " + flags(cluster), "own 10.1.0.0/24": "", "own fd00::/64": "",
+		"10.1.0.0/24": "- 127 " + flags(local), "fd00::/64": "- 127 " + flags(local), "own 10.1.0.0/24": "", "own fd00::/64": "",
 	}
 	other := map[string]string{
 		"10.1.1.0/24": "192.0.2.2 127 " + flags(tunnel), "fd00:0:0:1::/64": "192.0.2.2 127 " + flags(tunnel),
@@ -124,7 +125,7 @@ func states() []state {
 		}, merge(pools, own, other, map[string]string{"192.0.2.3": "192.0.2.3 6 " + flags(node)})},
 		{"a kept address moved here", dualSpec, []v1alpha1.CiliumNode{ciliumNode("me", "192.0.2.1", "2001:db8::1", "10.1.0.0/24", "fd00::/64", "10.1.1.5/32"), b}, []v1alpha1.CiliumEndpointSlice{
 			slice("b-1", "b", pod("p", 300, "10.1.1.5"), pod("q", 300, "10.1.1.6")),
-		}, merge(pools, own, other, map[string]string{"10.1.1.5/32": "- 127 " + flags(cluster), "own 10.1.1.5/32": "", "10.1.1.6": "192.0.2.2 300 " + flags(tunnel)})},
+		}, merge(pools, own, other, map[string]string{"10.1.1.5/32": "- 127 " + flags(local), "own 10.1.1.5/32": "", "10.1.1.6": "192.0.2.2 300 " + flags(tunnel)})},
 		{"native", nativeSpec, []v1alpha1.CiliumNode{me, b}, []v1alpha1.CiliumEndpointSlice{slice("b-1", "b", pod("p", 300, "10.1.1.5", "fd00:0:0:1::5"))}, merge(pools, own, map[string]string{
 			"10.1.1.0/24": "192.0.2.2 127 " + flags(native), "fd00:0:0:1::/64": "2001:db8::2 127 " + flags(native),
 			"192.0.2.2": "192.0.2.2 6 " + flags(node), "2001:db8::2": "2001:db8::2 6 " + flags(node),

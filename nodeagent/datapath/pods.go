@@ -392,6 +392,9 @@ func (d *Datapath) repairPods() []error {
 
 func (d *Datapath) maxEndpoints() uint32 { return d.maps.open[bpf.MapsMapUnanswered].MaxEntries() }
 
+// hostTableFactor is how many times larger than a pod's the host's table of unanswered flows is.
+const hostTableFactor = 16
+
 // ensureUnanswered makes the endpoint's table of unanswered flows be there, of the configured size. A table of
 // another size is replaced by one that is filled from it.
 func (d *Datapath) ensureUnanswered(id uint16) error {
@@ -400,6 +403,10 @@ func (d *Datapath) ensureUnanswered(id uint16) error {
 	old, err := innerMap(outer, id)
 	if err != nil {
 		return err
+	}
+	if id == 0 {
+		// Every pod's masqueraded flows have their way back here until they are settled (bpf/lib/maps.h).
+		spec.MaxEntries *= hostTableFactor
 	}
 	if old != nil {
 		defer old.Close()

@@ -22,13 +22,14 @@ type route struct {
 	via     netip.Addr // invalid: on the link
 	src     netip.Addr // invalid: the kernel's choice
 	ifindex int
+	mtu     int // 0: the device's
 }
 
 func (r route) netlink() *netlink.Route {
 	out := &netlink.Route{
 		Dst: ipNet(r.prefix), LinkIndex: r.ifindex, Protocol: routeProtocol,
 		Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST, Family: netlink.FAMILY_V4,
-		Scope: netlink.SCOPE_LINK,
+		Scope: netlink.SCOPE_LINK, MTU: r.mtu,
 	}
 	if r.prefix.Addr().Is6() {
 		out.Family, out.Scope = netlink.FAMILY_V6, netlink.SCOPE_UNIVERSE // IPv6 knows no scopes
@@ -59,7 +60,7 @@ func ourRoutes() (map[netip.Prefix][]netlink.Route, error) {
 
 // matches compares what we set. Where the way is a gateway the kernel chose the device.
 func (r route) matches(k netlink.Route) bool {
-	if addrOf(k.Gw) != r.via || r.src.IsValid() && addrOf(k.Src) != r.src {
+	if addrOf(k.Gw) != r.via || r.src.IsValid() && addrOf(k.Src) != r.src || k.MTU != r.mtu {
 		return false
 	}
 	return r.ifindex == 0 || k.LinkIndex == r.ifindex

@@ -229,5 +229,6 @@ func (d *Datapath) peerRoute(r Route) (route, error) {
 	if r.Prefix.Addr().Is6() {
 		src = d.cfg.NodeIPv6
 	}
-	return route{prefix: r.Prefix, src: src, ifindex: d.overlay.index}, nil
+	// What the host sends is wrapped too; the device's own MTU is the underlay's.
+	return route{prefix: r.Prefix, src: src, ifindex: d.overlay.index, mtu: d.podMTU}, nil
 }

@@ -141,8 +141,8 @@ type matrixSetup struct {
 type matrixRow struct {
 	name      string
 	addresses map[string]string
-	// fromOutside: the namespace that is no cluster member asks, not the client pod.
-	fromOutside bool
+	// from is the pod that asks, "" where the namespace that is no cluster member does.
+	from string
 	// echo is false where nothing answers ICMP: a ClusterIP is a name for sockets.
 	icmp bool
 }
@@ -177,14 +177,18 @@ spec:
 	startOutside(t, c, dir)
 	other := c.podIPs(t, matrixNamespace, "other")
 	routeOutside(t, c, other, w2)
+	service := c.serviceIPs(t, matrixNamespace, "both")
 	return &matrixSetup{c: c, rows: []matrixRow{
-		{name: "same node", addresses: c.podIPs(t, matrixNamespace, "same"), icmp: true},
-		{name: "other node", addresses: other, icmp: true},
-		{name: "own host", addresses: byFamily(w1.Addresses), icmp: true},
-		{name: "other host", addresses: byFamily(w2.Addresses), icmp: true},
-		{name: "ClusterIP", addresses: c.serviceIPs(t, matrixNamespace, "both")},
-		{name: "world", addresses: byFamily(c.Outside.World), icmp: true},
-		{name: "outside to pod", addresses: other, fromOutside: true, icmp: true},
+		{name: "same node", from: "client", addresses: c.podIPs(t, matrixNamespace, "same"), icmp: true},
+		{name: "other node", from: "client", addresses: other, icmp: true},
+		{name: "own host", from: "client", addresses: byFamily(w1.Addresses), icmp: true},
+		{name: "other host", from: "client", addresses: byFamily(w2.Addresses), icmp: true},
+		{name: "ClusterIP", from: "client", addresses: service},
+		{name: "world", from: "client", addresses: byFamily(c.Outside.World), icmp: true},
+		{name: "outside to pod", addresses: other, icmp: true},
+		{name: "host to own pod", from: "host-2", addresses: other, icmp: true},
+		{name: "host to other", from: "host-1", addresses: other, icmp: true},
+		{name: "host ClusterIP", from: "host-1", addresses: service},
 	}}
 }
 
@@ -213,7 +217,7 @@ func routeOutside(t testing.TB, c *cluster, pod map[string]string, n node) {
 // run fills the matrix, prints it and fails for each cell that is not ok.
 func (s *matrixSetup) run(t testing.TB, title string) {
 	t.Helper()
-	var inside, outside []target
+	targets := map[string][]target{}
 	for _, row := range s.rows {
 		for family, addr := range row.addresses {
 			for _, p := range probes {
@@ -221,19 +225,20 @@ func (s *matrixSetup) run(t testing.TB, title string) {
 					continue
 				}
 				tg := target{Name: row.name + "/" + family + "/" + p.name, Proto: p.proto, Addr: addr, Port: proberPort, Size: p.size}
-				if row.fromOutside {
-					outside = append(outside, tg)
-				} else {
-					inside = append(inside, tg)
-				}
+				targets[row.from] = append(targets[row.from], tg)
 			}
 		}
 	}
 	cells := map[string]result{}
-	for _, r := range s.c.ask(t, matrixNamespace, "client", inside, 1) {
-		cells[r.Name] = r
+	for from, list := range targets {
+		if from == "" {
+			continue
+		}
+		for _, r := range s.c.ask(t, matrixNamespace, from, list, 1) {
+			cells[r.Name] = r
+		}
 	}
-	in, _ := json.Marshal(outside)
+	in, _ := json.Marshal(targets[""])
 	out, err := s.c.OnOutside(t.Context(), in, proberDir(t)+"/prober", "check", "-timeout", "3s")
 	if err != nil {
 		t.Fatal(err)
@@ -242,13 +247,13 @@ func (s *matrixSetup) run(t testing.TB, title string) {
 		cells[r.Name] = r
 	}
 	var table strings.Builder
-	fmt.Fprintf(&table, "%-16s", title)
+	fmt.Fprintf(&table, "%-18s", title)
 	for _, p := range probes {
 		fmt.Fprintf(&table, " %-14s", p.name)
 	}
 	for _, row := range s.rows {
 		for _, family := range []string{"4", "6"} {
-			fmt.Fprintf(&table, "\n%-14s v%s", row.name, family)
+			fmt.Fprintf(&table, "\n%-15s v%s", row.name, family)
 			for _, p := range probes {
 				r, asked := cells[row.name+"/"+family+"/"+p.name]
 				switch {
