@@ -143,8 +143,13 @@ static __always_inline int leave(struct __sk_buff *skb, struct pkt *p)
 SEC("tc")
 int to_netdev(struct __sk_buff *skb)
 {
-	struct pkt *p = begin(skb, HOOK_TO_NETDEV);
+	struct pkt *p;
 
+	if (decided(skb, HOOK_TO_NETDEV, FORWARD_TO_NETWORK)) {
+		skb->mark = 0;
+		return TC_NEXT;
+	}
+	p = begin(skb, HOOK_TO_NETDEV);
 	return p ? finish(skb, p, leave(skb, p)) : TC_DROP;
 }
 

@@ -60,8 +60,12 @@ static __always_inline int pack(struct __sk_buff *skb, struct pkt *p)
 SEC("tc")
 int to_overlay(struct __sk_buff *skb)
 {
-	struct pkt *p = begin(skb, HOOK_TO_OVERLAY);
+	struct pkt *p;
 
+	/* The mark stays: to_netdev sees the outer packet. */
+	if (decided(skb, HOOK_TO_OVERLAY, FORWARD_TO_TUNNEL))
+		return TC_NEXT;
+	p = begin(skb, HOOK_TO_OVERLAY);
 	return p ? finish(skb, p, pack(skb, p)) : TC_DROP;
 }
 

@@ -80,8 +80,13 @@ static __always_inline int hear(struct __sk_buff *skb, struct pkt *p)
 SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {
-	struct pkt *p = begin(skb, HOOK_TO_POD);
+	struct pkt *p;
 
+	if (decided(skb, HOOK_TO_POD, FORWARD_TO_POD)) {
+		skb->mark = 0;
+		return TC_NEXT;
+	}
+	p = begin(skb, HOOK_TO_POD);
 	return p ? finish(skb, p, hear(skb, p)) : TC_DROP;
 }
 

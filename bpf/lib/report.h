@@ -104,6 +104,19 @@ static __subprogram int report(struct __sk_buff *skb, const struct pkt *p,
 	return 0;
 }
 
+/*
+ * One of our programs has decided already: the packet is counted and that is
+ * all, without a clean sheet. The caller knows whether the mark stays.
+ */
+static __always_inline bool decided(struct __sk_buff *skb, __u32 hook,
+				    __u32 reason)
+{
+	if (trace_every_packet || mark_magic(skb->mark) != MARK_DELIVERED)
+		return false;
+	count(hook, reason, skb->len);
+	return true;
+}
+
 static __always_inline bool is_drop(int reason)
 {
 	return reason >= DROP_INVALID_SOURCE;
