@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -98,6 +99,8 @@ type Agent struct {
 	datapathErr error
 	endpoints   *endpoint.Set
 	serving     bool
+	// nodeCache and reportCache hold CiliumNodes and this node's report; nil before there is a datapath.
+	nodeCache, reportCache cache.Informer
 }
 
 // scheme knows the kinds that the agent reads and writes.
@@ -163,6 +166,8 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 				&corev1.Pod{}:              {Field: fields.OneTermEqualSelector("spec.nodeName", o.Node), Transform: stripPod},
 				&corev1.Node{}:             {Field: fields.OneTermEqualSelector("metadata.name", o.Node), Transform: stripNode},
 				&v1alpha1.CiliumEndpoint{}: {Label: labels.SelectorFromSet(labels.Set{v1alpha1.LabelNode: o.Node})},
+				// Our own, to see when it goes; what is in it we know.
+				&v1alpha1.CiliumNodeReport{}: {Field: fields.OneTermEqualSelector("metadata.name", o.Node), Transform: stripReport},
 			},
 		},
 		Client:                 client.Options{Cache: &client.CacheOptions{}},
@@ -210,7 +215,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		log: a.Log.WithName("lease"),
 	}
 	report := &Report{
-		node: a.Node, live: a.manager.GetAPIReader(), writer: a.writer, observe: a.observe, log: a.Log.WithName("report"),
+		node: a.Node, live: a.manager.GetAPIReader(), writer: a.writer, observe: a.observe, standing: a.standing,
+		log: a.Log.WithName("report"),
 	}
 	run("health", a.serveHealth)
 	run("lease", lease.Run)
@@ -360,13 +366,17 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 	if err != nil {
 		return fmt.Errorf("watch CiliumNodes: %w", err)
 	}
+	reports, err := reader.GetInformer(ctx, &v1alpha1.CiliumNodeReport{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watch CiliumNodeReports: %w", err)
+	}
 	network := &Network{
 		node: a.Node, bootID: a.bootID, stateDir: a.StateDir, cache: reader, writer: a.writer, datapath: d,
 		addresses: a.addresses, nodesVersion: lastVersion(nodes), blocked: a.blocked,
 		ready: a.networkReady, log: a.Log.WithName("network"),
 	}
 	a.mu.Lock()
-	a.network = network
+	a.network, a.nodeCache, a.reportCache = network, nodes, reports
 	a.mu.Unlock()
 	podsBell, slicesBell, shownBell := newBell(), newBell(), newBell()
 	a.mu.Lock()
@@ -527,6 +537,44 @@ func (a *Agent) observe() observed {
 	return o
 }
 
+// standing looks into the cache.
+func (a *Agent) standing() standing {
+	a.mu.Lock()
+	nodes, reports := a.nodeCache, a.reportCache
+	a.mu.Unlock()
+	if nodes == nil || !nodes.HasSynced() || !reports.HasSynced() {
+		return standing{}
+	}
+	s := standing{known: true}
+	if n := cached(nodes, a.Node); n != nil && n.GetDeletionTimestamp() == nil {
+		s.node = n.GetUID()
+	}
+	if r := cached(reports, a.Node); r != nil {
+		s.report = true
+		for _, o := range r.GetOwnerReferences() {
+			s.owner = o.UID
+		}
+	}
+	return s
+}
+
+// cached is the object of a name that an informer of a kind without namespaces holds, or nil.
+func cached(i cache.Informer, name string) metav1.Object {
+	shared, ok := i.(toolscache.SharedIndexInformer)
+	if !ok {
+		return nil
+	}
+	o, there, err := shared.GetStore().GetByKey(name)
+	if err != nil || !there {
+		return nil
+	}
+	m, err := meta.Accessor(o)
+	if err != nil {
+		return nil
+	}
+	return m
+}
+
 // lastVersion asks an informer how far it has read.
 func lastVersion(i cache.Informer) func() string {
 	versioned, ok := i.(toolscache.SharedIndexInformer)
@@ -561,6 +609,17 @@ func stripPod(o any) (any, error) {
 	out.Labels, out.Annotations, out.DeletionTimestamp = p.Labels, notes, p.DeletionTimestamp
 	out.Spec.NodeName, out.Spec.ServiceAccountName, out.Spec.HostNetwork = p.Spec.NodeName, p.Spec.ServiceAccountName, p.Spec.HostNetwork
 	out.Status.Phase, out.Status.PodIPs = p.Status.Phase, p.Status.PodIPs
+	return out, nil
+}
+
+// stripReport keeps that it is there and whose it is.
+func stripReport(o any) (any, error) {
+	r, ok := o.(*v1alpha1.CiliumNodeReport)
+	if !ok {
+		return strip(o)
+	}
+	out := &v1alpha1.CiliumNodeReport{}
+	out.Name, out.UID, out.ResourceVersion, out.OwnerReferences = r.Name, r.UID, r.ResourceVersion, r.OwnerReferences
 	return out, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
@@ -48,15 +49,31 @@ type observed struct {
 	installErr  error
 }
 
+// standing is what the cache holds of this node's own objects.
+type standing struct {
+	// known is false until the cache has them.
+	known bool
+	// node is the UID of the CiliumNode, "" where there is none.
+	node types.UID
+	// report is true when the CiliumNodeReport is there; owner is the UID that it names as its owner.
+	report bool
+	owner  types.UID
+}
+
+// gone tells that the report has to be made again: it went, or will go with a CiliumNode that another has replaced.
+func (s standing) gone() bool { return s.known && (!s.report || s.node != "" && s.owner != s.node) }
+
 // Report writes this node's CiliumNodeReport.
 type Report struct {
 	node    string
 	live    client.Reader
 	writer  *Writer
 	observe func() observed
-	log     logr.Logger
+	// standing asks nobody but memory.
+	standing func() standing
+	log      logr.Logger
 
-	made    bool // the object exists
+	made    bool // the object exists, as far as we know
 	last    v1alpha1.CiliumNodeReportStatus
 	written time.Time
 }
@@ -83,29 +100,32 @@ func (r *Report) Run(ctx context.Context) error {
 }
 
 func (r *Report) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	anew := false
+	if !r.made || r.standing().gone() {
+		r.made = false
+		var err error
+		if anew, err = r.make(ctx); err != nil {
+			return err
+		}
+		r.made = true
+	}
+	status := makeReport(r.observe(), r.last)
 	age := time.Since(r.written)
-	status := makeReport(r.observe(), r.last.Conditions, age >= reportGap || !r.made)
-	turned := !r.made || !apiequality.Semantic.DeepEqual(cold(status), cold(r.last))
-	switch {
-	case turned:
-	case age >= reportStill:
-	case age >= reportGap && !apiequality.Semantic.DeepEqual(status, r.last):
-	default:
+	turned := anew || r.written.IsZero() || !apiequality.Semantic.DeepEqual(cold(status), cold(r.last))
+	if !turned && age < reportGap {
+		return nil
+	}
+	r.count(&status)
+	if !turned && age < reportStill && apiequality.Semantic.DeepEqual(status, r.last) {
 		return nil
 	}
 	priority := Background
 	if turned {
 		priority = Ordinary
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	o := &v1alpha1.CiliumNodeReport{ObjectMeta: metav1.ObjectMeta{Name: r.node}}
-	if !r.made {
-		if err := r.make(ctx, o.DeepCopy()); err != nil {
-			return err
-		}
-	}
-	o.Status = status
+	o := &v1alpha1.CiliumNodeReport{ObjectMeta: metav1.ObjectMeta{Name: r.node}, Status: status}
 	if err := r.writer.ApplyStatus(ctx, priority, o); err != nil {
 		r.made = false // it may have been deleted
 		return fmt.Errorf("write status of CiliumNodeReport %s: %w", r.node, err)
@@ -115,26 +135,40 @@ func (r *Report) look(ctx context.Context) error {
 }
 
 // make creates the object, owned by the CiliumNode where there is one, and takes up the conditions of the last agent
-// so that their times stay.
-func (r *Report) make(ctx context.Context, o *v1alpha1.CiliumNodeReport) error {
+// so that their times stay. It looks at the API server before it writes: the cache may be behind. Anew tells that the
+// object had no status.
+func (r *Report) make(ctx context.Context) (anew bool, err error) {
+	o := &v1alpha1.CiliumNodeReport{ObjectMeta: metav1.ObjectMeta{Name: r.node}}
 	var owner v1alpha1.CiliumNode
-	if err := r.live.Get(ctx, client.ObjectKey{Name: r.node}, &owner); err == nil {
+	if err := r.live.Get(ctx, client.ObjectKey{Name: r.node}, &owner); client.IgnoreNotFound(err) != nil {
+		return false, fmt.Errorf("CiliumNode %s: %w", r.node, err)
+	} else if err == nil && owner.DeletionTimestamp == nil {
 		o.OwnerReferences = []metav1.OwnerReference{{
 			APIVersion: v1alpha1.GroupVersion.String(), Kind: "CiliumNode", Name: owner.Name, UID: owner.UID,
 		}}
 	}
 	var has v1alpha1.CiliumNodeReport
-	err := r.live.Get(ctx, client.ObjectKey{Name: r.node}, &has)
-	if err == nil && r.last.Conditions == nil {
+	err = r.live.Get(ctx, client.ObjectKey{Name: r.node}, &has)
+	switch {
+	case client.IgnoreNotFound(err) != nil:
+		return false, fmt.Errorf("CiliumNodeReport %s: %w", r.node, err)
+	case err == nil && r.last.Conditions == nil:
 		r.last.Conditions = has.Status.Conditions
 	}
-	if err != nil || !apiequality.Semantic.DeepEqual(has.OwnerReferences, o.OwnerReferences) {
+	anew = err != nil
+	if anew || !apiequality.Semantic.DeepEqual(has.OwnerReferences, o.OwnerReferences) {
 		if err := r.writer.Apply(ctx, Ordinary, o); err != nil {
-			return fmt.Errorf("write CiliumNodeReport %s: %w", r.node, err)
+			return false, fmt.Errorf("write CiliumNodeReport %s: %w", r.node, err)
 		}
 	}
-	r.made = len(o.OwnerReferences) > 0 // else look for the owner again next time
-	return nil
+	return anew, nil
+}
+
+// count adds what takes a walk through maps, so it is done only for a report that is about to be written.
+func (r *Report) count(s *v1alpha1.CiliumNodeReportStatus) {
+	if d := r.observe().datapath; d != nil {
+		s.Maps, s.Drops = mapReports(d), drops(d)
+	}
 }
 
 // cold is the part of a report that is written at once when it turns.
@@ -147,8 +181,8 @@ func cold(s v1alpha1.CiliumNodeReportStatus) v1alpha1.CiliumNodeReportStatus {
 	return s
 }
 
-// makeReport folds what was observed. Map fill and counters cost a walk, so they are left out unless asked for.
-func makeReport(o observed, conditions []metav1.Condition, counters bool) v1alpha1.CiliumNodeReportStatus {
+// makeReport folds what was observed, all but the counters. Conditions that have not turned keep the times of last.
+func makeReport(o observed, last v1alpha1.CiliumNodeReportStatus) v1alpha1.CiliumNodeReportStatus {
 	s := v1alpha1.CiliumNodeReportStatus{
 		ObservedConfigGeneration: o.network.generation, ObservedNodes: o.network.observedNodes,
 		AgentVersion: version.Version, BootID: o.bootID, Endpoints: int32(o.endpoints), IPAM: o.ipam,
@@ -166,14 +200,11 @@ func makeReport(o observed, conditions []metav1.Condition, counters bool) v1alph
 			s.Programs = append(s.Programs, v1alpha1.ProgramReport{Name: p.Name, Attach: p.Attach, Devices: int32(p.Devices), Tag: p.Tag})
 		}
 		s.PodMTU, s.Devices = int32(o.datapath.PodMTU()), o.datapath.Uplinks()
-		if counters {
-			s.Maps, s.Drops = mapReports(o.datapath), drops(o.datapath)
-		}
 	}
 	if o.network.configured {
 		s.Routing, s.Masquerade = routingText(o.network.config, s.Kernel.Features), masqueradeText(o.network.config)
 	}
-	for _, c := range conditions {
+	for _, c := range last.Conditions {
 		s.Conditions = append(s.Conditions, *c.DeepCopy())
 	}
 	for _, c := range makeConditions(o) {

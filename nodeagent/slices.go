@@ -45,7 +45,7 @@ func (s *Slices) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, er
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	var owner v1alpha1.CiliumNode
-	if err := s.cache.Get(ctx, types.NamespacedName{Name: s.node}, &owner); err != nil {
+	if err := s.cache.Get(ctx, types.NamespacedName{Name: s.node}, &owner); err != nil || owner.DeletionTimestamp != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err) // its event comes
 	}
 	var all v1alpha1.CiliumEndpointSliceList
@@ -53,14 +53,16 @@ func (s *Slices) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, er
 		return ctrl.Result{}, fmt.Errorf("slices: %w", err)
 	}
 	mine := map[string][]v1alpha1.SliceEndpoint{}
+	doomed := map[string]bool{} // go with a CiliumNode that another has replaced
 	for _, o := range all.Items {
 		if o.Spec.Node == s.node && o.DeletionTimestamp == nil {
 			mine[o.Name] = o.Spec.Endpoints
+			doomed[o.Name] = !slices.ContainsFunc(o.OwnerReferences, func(r metav1.OwnerReference) bool { return r.UID == owner.UID })
 		}
 	}
 	want := place(s.node, mine, sliceEndpoints(set.List()))
 	for _, name := range slices.Sorted(maps.Keys(want)) {
-		if apiequality.Semantic.DeepEqual(mine[name], want[name]) && mine[name] != nil {
+		if apiequality.Semantic.DeepEqual(mine[name], want[name]) && mine[name] != nil && !doomed[name] {
 			continue
 		}
 		if last, ok := s.written[name]; ok && apiequality.Semantic.DeepEqual(last, want[name]) {

@@ -24,6 +24,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -388,5 +389,59 @@ func TestChurnStaysWithinTheBudget(t *testing.T) {
 	t.Logf("%d writes", w.link.most())
 	if n := w.link.most(); n > 60 {
 		t.Errorf("%d writes in a minute", n)
+	}
+}
+
+// TestDeletedCiliumNodeTookReportAndSlices: garbage collection takes what a deleted CiliumNode owned, also when the
+// operator has made another by then, and nobody wrote it again before its counters changed. The test is the collector.
+func TestDeletedCiliumNodeTookReportAndSlices(t *testing.T) {
+	w := newWorld(t)
+	node := func() *v1alpha1.CiliumNode {
+		return &v1alpha1.CiliumNode{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}, Spec: v1alpha1.CiliumNodeSpec{PodCIDRs: []string{"10.7.0.0/24", "fd00:7::/64"}}}
+	}
+	own := node()
+	w.create(own)
+	w.start()
+	w.eventually("ready", 20*time.Second, func() error { return w.probe("readyz") })
+	pod := w.pod("first")
+	nodetest.Must(t, w.cni("ADD", "first", string(pod.UID), w.node.NewPod("first")))
+	key := client.ObjectKey{Name: "node-1"}
+	there := func(uid types.UID) error {
+		var r v1alpha1.CiliumNodeReport
+		var s v1alpha1.CiliumEndpointSlice
+		if err := errors.Join(w.client.Get(t.Context(), key, &r), w.client.Get(t.Context(), client.ObjectKey{Name: "node-1-1"}, &s)); err != nil {
+			return err
+		}
+		for _, o := range []client.Object{&r, &s} {
+			if refs := o.GetOwnerReferences(); len(refs) != 1 || refs[0].UID != uid {
+				return fmt.Errorf("%T is owned by %+v, want %s", o, refs, uid)
+			}
+		}
+		if len(s.Spec.Endpoints) != 1 || !meta.IsStatusConditionTrue(r.Status.Conditions, v1alpha1.ConditionReady) || len(r.Status.Maps) == 0 {
+			return fmt.Errorf("%+v, %+v", s.Spec, r.Status)
+		}
+		return nil
+	}
+	w.eventually("report and slice", 20*time.Second, func() error { return there(own.UID) })
+
+	nodetest.Must(t, w.client.Delete(t.Context(), own))
+	nodetest.Must(t, w.client.Delete(t.Context(), &v1alpha1.CiliumNodeReport{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}}))
+	nodetest.Must(t, w.client.Delete(t.Context(), &v1alpha1.CiliumEndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: "node-1-1"}}))
+	w.eventually("a report without a CiliumNode", 4*time.Second, func() error {
+		return w.client.Get(t.Context(), key, &v1alpha1.CiliumNodeReport{})
+	})
+	own = node()
+	w.create(own)
+	w.eventually("report and slice of the next CiliumNode", 8*time.Second, func() error { return there(own.UID) })
+
+	// Replaced at once: what names the old one is about to be taken.
+	nodetest.Must(t, w.client.Delete(t.Context(), own))
+	own = node()
+	w.create(own)
+	w.eventually("report and slice change their owner", 8*time.Second, func() error { return there(own.UID) })
+	before := w.link.most()
+	time.Sleep(5 * time.Second)
+	if n := w.link.most(); n > before+3 || n > 40 {
+		t.Errorf("%d writes in a minute, %d of them with nothing to say", n, n-before)
 	}
 }
