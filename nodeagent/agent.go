@@ -92,6 +92,8 @@ type Agent struct {
 	// ready is closed when the datapath is complete for the first time.
 	ready     chan struct{}
 	readyOnce sync.Once
+	// adopted: this boot's datapath was ready before this process, and is in force.
+	adopted bool
 	sweepOnce sync.Once
 
 	mu          sync.Mutex
@@ -194,6 +196,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	debug.SetGCPercent(50) // the agent's memory is every pod's loss, its processor time is not
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	a.adopted = cni.WasReady(a.StateDir) && datapath.InForce(a.BPFFS)
 	if err := ctrlmetrics.Registry.Register(a.metrics); err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
@@ -518,7 +521,7 @@ func (a *Agent) notReady() error {
 // observe gathers what reports and metrics are made of.
 func (a *Agent) observe() observed {
 	a.mu.Lock()
-	o := observed{bootID: a.bootID, datapath: a.datapath, datapathErr: a.datapathErr, serving: a.serving}
+	o := observed{bootID: a.bootID, datapath: a.datapath, datapathErr: a.datapathErr, adopted: a.adopted, serving: a.serving}
 	set, network := a.endpoints, a.network
 	a.mu.Unlock()
 	if set != nil {

@@ -41,7 +41,9 @@ type observed struct {
 	bootID      string
 	datapath    *datapath.Datapath
 	datapathErr error
-	network     inForce
+	// adopted: what the agent before this one left in the kernel, in this boot, is in force.
+	adopted bool
+	network inForce
 	ipam        []v1alpha1.IPAMReport
 	endpoints   int
 	serving     bool
@@ -234,6 +236,9 @@ func makeConditions(o observed) []metav1.Condition {
 	switch err := o.network.err; {
 	case o.datapathErr != nil:
 		fail(&path, metav1.ConditionFalse, datapathReason(o.datapathErr), o.datapathErr.Error())
+	case !o.network.configured && o.adopted:
+		// Not False: an agent that ends now leaves a node whose pods have their network, and whose boot was ready.
+		path.Reason, path.Message = "Adopted", "what the agent before this one put in force goes on; the tables are being brought up to date"
 	case !o.network.configured && err != nil:
 		fail(&path, metav1.ConditionFalse, networkReason(err), err.Error())
 	case !o.network.configured:
@@ -250,18 +255,19 @@ func makeConditions(o observed) []metav1.Condition {
 		fail(&conf, metav1.ConditionFalse, "Waiting", "the plugin is installed when the datapath is ready")
 	}
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "pods of this node have their network"}
-	order := []metav1.Condition{kernel, path, conf}
+	network := metav1.Condition{Status: metav1.ConditionTrue} // the last attempt to bring the tables up to date
+	if err := o.network.err; err != nil {
+		fail(&network, metav1.ConditionFalse, networkReason(err), err.Error())
+	}
+	order := []metav1.Condition{kernel, path, network, conf}
 	if conf.Reason == "OtherCNI" {
-		order = []metav1.Condition{conf, kernel, path} // nothing else is even tried before
+		order = []metav1.Condition{conf, kernel, path, network} // nothing else is even tried before
 	}
 	for _, c := range order {
 		if c.Status != metav1.ConditionTrue {
 			fail(&ready, metav1.ConditionFalse, c.Reason, c.Message)
 			break
 		}
-	}
-	if err := o.network.err; ready.Status == metav1.ConditionTrue && err != nil {
-		fail(&ready, metav1.ConditionFalse, networkReason(err), err.Error())
 	}
 	return []metav1.Condition{ready, kernel, path, conf}
 }

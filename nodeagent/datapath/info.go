@@ -5,6 +5,8 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -12,6 +14,31 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/bpf"
 )
+
+// InForce tells, before Open and without changing anything, whether programs that an earlier process left here judge
+// packets: the slot of what pods send is filled, in whatever layout.
+func InForce(bpffs string) bool {
+	pins, err := os.ReadDir(Folder(bpffs))
+	if err != nil {
+		return false
+	}
+	for _, pin := range pins {
+		if name, _, ok := ParsePinName(pin.Name()); !ok || name != bpf.MapsMapHooks {
+			continue
+		}
+		slots, err := loadPinnedMap(filepath.Join(Folder(bpffs), pin.Name()))
+		if err != nil {
+			continue
+		}
+		var id uint32
+		err = slots.Lookup(uint32(bpf.MapsHookHOOK_FROM_POD), &id)
+		_ = slots.Close()
+		if err == nil {
+			return true
+		}
+	}
+	return false
+}
 
 // Counters are the packets of each hook and reason, the non-zero ones.
 func (d *Datapath) Counters() ([]Counter, error) {

@@ -445,3 +445,52 @@ func TestDeletedCiliumNodeTookReportAndSlices(t *testing.T) {
 		t.Errorf("%d writes in a minute, %d of them with nothing to say", n, n-before)
 	}
 }
+
+// TestRestartTookBackDatapathReady: a restarted agent reported DatapathReady=False until it had written its tables, and
+// for the operator a node without an agent was then one whose datapath had never been ready.
+func TestRestartTookBackDatapathReady(t *testing.T) {
+	w := newWorld(t)
+	w.create(&v1alpha1.CiliumNode{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}, Spec: v1alpha1.CiliumNodeSpec{PodCIDRs: []string{"10.7.0.0/24", "fd00:7::/64"}}})
+	w.start()
+	path := func() (metav1.Condition, error) {
+		var r v1alpha1.CiliumNodeReport
+		if err := w.client.Get(t.Context(), client.ObjectKey{Name: "node-1"}, &r); err != nil {
+			return metav1.Condition{}, err
+		}
+		c := meta.FindStatusCondition(r.Status.Conditions, v1alpha1.ConditionDatapathReady)
+		if c == nil || c.Status != metav1.ConditionTrue {
+			return metav1.Condition{}, fmt.Errorf("%+v", c)
+		}
+		return *c, nil
+	}
+	w.eventually("ready", 20*time.Second, func() error { return w.probe("readyz") })
+	var first metav1.Condition
+	w.eventually("ready for people", 20*time.Second, func() (err error) { first, err = path(); return err })
+	// It starts without its prefixes, so that it cannot write its tables.
+	w.stop()
+	nodetest.Must(t, w.client.Delete(t.Context(), &v1alpha1.CiliumNode{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}}))
+	time.Sleep(time.Second) // conditions' times have seconds
+	w.start()
+	w.eventually("adopted", 10*time.Second, func() error {
+		if c, err := path(); err != nil {
+			t.Fatal(err)
+		} else if c.Reason != "Adopted" || !c.LastTransitionTime.Equal(&first.LastTransitionTime) {
+			return fmt.Errorf("%+v", c)
+		}
+		return nil
+	})
+
+	// Where somebody has emptied the bpf file system, nothing is in force.
+	w.stop()
+	nodetest.Must(t, w.node.Datapath.Close())
+	nodetest.Must(t, os.RemoveAll(filepath.Join(w.options.BPFFS, "kube-cilium")))
+	w.start()
+	w.eventually("nothing to adopt", 10*time.Second, func() error {
+		var r v1alpha1.CiliumNodeReport
+		nodetest.Must(t, w.client.Get(t.Context(), client.ObjectKey{Name: "node-1"}, &r))
+		if c := meta.FindStatusCondition(r.Status.Conditions, v1alpha1.ConditionDatapathReady); c == nil || c.Status != metav1.ConditionFalse {
+			return fmt.Errorf("%+v", c)
+		}
+		return nil
+	})
+}
