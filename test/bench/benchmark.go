@@ -85,20 +85,6 @@ func benchmark(ctx context.Context, o options) (err error) {
 		}
 		figures = append(figures, f...)
 	}
-	if want("cni") {
-		f, err := cniFigures(ctx, log, c, g)
-		if err != nil {
-			return err
-		}
-		figures = append(figures, f...)
-	}
-	if want("memory") {
-		f, err := memoryFigures(ctx, log, c)
-		if err != nil {
-			return err
-		}
-		figures = append(figures, f...)
-	}
 	vxlan := shape{name: "two nodes, VXLAN", client: clientPod, server: other, dst: other.ips["4"]}
 	if want("cross") || want("cut") {
 		if err := c.wire(ctx); err != nil {
@@ -115,7 +101,7 @@ func benchmark(ctx context.Context, o options) (err error) {
 			return err
 		}
 		figures = append(figures, f...)
-		if err := c.setRouting(ctx, `{"spec":{"routing":{"mode":"Native"}}}`); err != nil {
+		if err := c.configure(ctx, `{"spec":{"routing":{"mode":"Native"}}}`); err != nil {
 			return err
 		}
 		native := vxlan
@@ -124,7 +110,7 @@ func benchmark(ctx context.Context, o options) (err error) {
 			return err
 		}
 		figures = append(figures, f...)
-		if err := c.setRouting(ctx, `{"spec":{"routing":{"mode":"VXLAN"}}}`); err != nil {
+		if err := c.configure(ctx, `{"spec":{"routing":{"mode":"VXLAN"}}}`); err != nil {
 			return err
 		}
 	}
@@ -149,6 +135,20 @@ func benchmark(ctx context.Context, o options) (err error) {
 		if err := c.cutSegments(ctx, false); err != nil {
 			return err
 		}
+	}
+	if want("cni") {
+		f, err := cniFigures(ctx, log, c, g)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+	}
+	if want("memory") {
+		f, err := memoryFigures(ctx, log, c)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
 	}
 	return report(log, o, figures)
 }

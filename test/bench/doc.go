@@ -11,5 +11,7 @@
 // machine say little; ratios within one run carry over.
 //
 // Our shapes run on a real cluster; the others in namespaces made for them, so
-// that our programs are on nobody else's path.
+// that our programs are on nobody else's path. All workers run at the highest
+// priority, in cgroups of one depth; nodes are joined by a wire, not by the
+// test cluster's switch. So a ratio tells of the network and nothing else.
 package main

@@ -169,8 +169,8 @@ func cgroup2Mount() (string, error) {
 	return "", errors.New("no cgroup2 is mounted")
 }
 
-// setRouting changes the CiliumConfig and waits until both nodes carry it out.
-func (o *ours) setRouting(ctx context.Context, patch string) error {
+// configure changes the CiliumConfig and waits until both nodes carry it out.
+func (o *ours) configure(ctx context.Context, patch string) error {
 	if _, err := o.Kubectl(ctx, nil, "patch", "ciliumconfig", "default", "--type=merge", "-p", patch); err != nil {
 		return err
 	}
@@ -218,7 +218,7 @@ func (o *ours) wire(ctx context.Context) error {
 			return err
 		}
 	}
-	return o.setRouting(ctx, `{"spec":{"devices":["`+wireDevice+`"]}}`)
+	return o.configure(ctx, `{"spec":{"devices":["`+wireDevice+`"]}}`)
 }
 
 const wireDevice = "wire0"

@@ -193,7 +193,7 @@ func programFigures(ctx context.Context, log io.Writer, c *ours, rounds, millis 
 			{"native, established", "rr", to(client, other, other.ips["4"]), []string{"from_pod", "from_netdev"}},
 		}},
 	} {
-		if err := c.setRouting(ctx, part.routing); err != nil {
+		if err := c.configure(ctx, part.routing); err != nil {
 			return nil, err
 		}
 		programs, err := c.countedPrograms(ctx)
@@ -212,7 +212,7 @@ func programFigures(ctx context.Context, log io.Writer, c *ours, rounds, millis 
 			_ = p.prog.Close()
 		}
 	}
-	return figures, c.setRouting(ctx, `{"spec":{"routing":{"mode":"VXLAN","encapsulation":"Auto"}}}`)
+	return figures, c.configure(ctx, `{"spec":{"routing":{"mode":"VXLAN","encapsulation":"Auto"}}}`)
 }
 
 // timePrograms gives the median over slices of each program's mean time for a packet.
