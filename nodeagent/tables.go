@@ -86,7 +86,13 @@ func makeTables(w world) tables {
 			if _, taken := t.peers[a]; taken || slices.Contains(mine, a) || contains(pools, a) || owners.of(a) != "" {
 				continue // who says that it has another's address is not believed
 			}
-			t.peers[a] = datapath.Peer{Node: a, Identity: uint32(identity.RemoteNode), Flags: peerNode}
+			// What its host sends us through the tunnel comes from its underlay address, whatever the family inside.
+			peer := ways[n.Name].peer(a, identity.RemoteNode)
+			peer.Flags = peerNode
+			if !peer.Node.IsValid() {
+				peer.Node = a
+			}
+			t.peers[a] = peer
 		}
 	}
 

@@ -94,7 +94,7 @@ func states() []state {
 	}
 	other := map[string]string{
 		"10.1.1.0/24": "192.0.2.2 127 " + flags(tunnel), "fd00:0:0:1::/64": "192.0.2.2 127 " + flags(tunnel),
-		"192.0.2.2": "192.0.2.2 6 " + flags(node), "2001:db8::2": "2001:db8::2 6 " + flags(node),
+		"192.0.2.2": "192.0.2.2 6 " + flags(node), "2001:db8::2": "192.0.2.2 6 " + flags(node),
 		"route 10.1.1.0/24": "invalid IP", "route fd00:0:0:1::/64": "invalid IP",
 	}
 	nativeSpec := func() v1alpha1.CiliumConfigSpec {

@@ -5,6 +5,7 @@ package datapath
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -25,9 +26,17 @@ const (
 	podDevicePrefix = "kc"
 )
 
-// overlayMAC is the same on every node: the device asks nobody for addresses (NOARP), so the stack writes the
-// device's own address as the destination, and with one address for all the frame is for the receiver too.
-var overlayMAC = net.HardwareAddr{0x02, 0x6b, 0x63, 0x76, 0x78, 0x01}
+// overlayMAC is a node's own: the kernel takes a frame whose inner source is the receiving device's MAC for an echo of
+// what it sent, and drops it without a word (vxlan_set_mac). The device asks nobody for addresses (NOARP), so the
+// stack writes its own MAC as the destination too, and from_overlay takes what is for another MAC all the same.
+func overlayMAC(cfg Config) net.HardwareAddr {
+	ip := cfg.NodeIPv4
+	if !ip.IsValid() {
+		ip = cfg.NodeIPv6
+	}
+	sum := sha256.Sum256(ip.AsSlice())
+	return append(net.HardwareAddr{0x02, 0x6b}, sum[:4]...)
+}
 
 // uplink is a device that carries traffic off the node.
 type uplink struct {
@@ -246,7 +255,7 @@ func overlayFits(l netlink.Link, cfg Config) bool {
 
 func makeOverlay(cfg Config, mtu int) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = OverlayDevice, mtu, overlayMAC
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = OverlayDevice, mtu, overlayMAC(cfg)
 	v := &netlink.Vxlan{
 		LinkAttrs: attrs, FlowBased: true, Learning: false, Port: int(cfg.TunnelPort),
 	}
@@ -271,8 +280,8 @@ func overlayAttributes(l netlink.Link, cfg Config, mtu int) error {
 			return fmt.Errorf("set MTU of %s: %w", OverlayDevice, err)
 		}
 	}
-	if !bytes.Equal(l.Attrs().HardwareAddr, overlayMAC) {
-		if err := netlink.LinkSetHardwareAddr(l, overlayMAC); err != nil {
+	if mac := overlayMAC(cfg); !bytes.Equal(l.Attrs().HardwareAddr, mac) {
+		if err := netlink.LinkSetHardwareAddr(l, mac); err != nil {
 			return fmt.Errorf("set MAC of %s: %w", OverlayDevice, err)
 		}
 	}
