@@ -282,7 +282,7 @@ func (d *Datapath) repair() error {
 	}
 	errs := []error{d.sysctl.apply(settings)}
 	errs = append(errs, d.repairPods()...)
-	errs = append(errs, d.repairRoutes())
+	errs = append(errs, d.repairRoutes(true))
 	return errors.Join(errs...)
 }
 

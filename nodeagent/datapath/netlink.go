@@ -56,6 +56,17 @@ func routeList(filter *netlink.Route, mask uint64) ([]netlink.Route, error) {
 	return out, nil
 }
 
+// vanished is true of what the kernel answers about a pod's device that goes, or has gone, while it is worked on. Its
+// routes and neighbours go with it. Where it was only set down, the next repair finds it up: it does that first.
+func vanished(err error) bool {
+	for _, gone := range []error{unix.ENODEV, unix.ENXIO, unix.ENETDOWN, unix.ESRCH} {
+		if errors.Is(err, gone) {
+			return true
+		}
+	}
+	return false
+}
+
 func ipNet(p netip.Prefix) *net.IPNet {
 	a := p.Masked().Addr()
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(p.Bits(), a.BitLen())}

@@ -90,7 +90,7 @@ func (d *Datapath) SetPods(pods []Pod) error {
 		return err
 	}
 	errs := append([]error{err}, d.repairPods()...)
-	return errors.Join(append(errs, d.repairRoutes())...)
+	return errors.Join(append(errs, d.repairRoutes(true))...)
 }
 
 // AddPod adds or replaces one pod; when it returns without an error, the pod's datapath is complete. It answers
@@ -343,12 +343,12 @@ func (d *Datapath) removePodRoutes(p Pod) error {
 	var errs []error
 	for _, r := range podRoutes(p) {
 		// Asked for with its device: another pod may have the address by now.
-		if err := netlink.RouteDel(r.netlink()); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
+		if err := netlink.RouteDel(r.netlink()); err != nil && !vanished(err) {
 			errs = append(errs, fmt.Errorf("delete route to %s: %w", r.prefix, err))
 		}
 	}
 	for _, n := range podNeighbours(p) {
-		if err := netlink.NeighDel(n.netlink()); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENXIO) {
+		if err := netlink.NeighDel(n.netlink()); err != nil && !errors.Is(err, unix.ENOENT) && !vanished(err) {
 			errs = append(errs, fmt.Errorf("delete neighbour %s: %w", n.ip, err))
 		}
 	}
@@ -376,10 +376,14 @@ func (d *Datapath) repairPods() []error {
 			continue
 		}
 		devs = append(devs, p.device())
-		errs = append(errs, d.attachPod(p))
+		if err := d.attachPod(p); err != nil && !isGone(p) {
+			errs = append(errs, err)
+		}
 		settings = append(settings, podSettings(p.Interface, p.IPv6.IsValid())...)
 		if l.Attrs().Flags&1 == 0 { // down
-			errs = append(errs, netlink.LinkSetUp(l))
+			if err := netlink.LinkSetUp(l); err != nil && !isGone(p) {
+				errs = append(errs, fmt.Errorf("set %s up: %w", p.Interface, err))
+			}
 		}
 		neighbours = append(neighbours, podNeighbours(p)...)
 	}
@@ -388,6 +392,15 @@ func (d *Datapath) repairPods() []error {
 	}
 	errs = append(errs, d.sysctl.apply(settings), repairNeighbours(neighbours))
 	return errs
+}
+
+// isGone tells whether the pod's interface has gone since it was looked for.
+func isGone(p Pod) bool {
+	l, err := netlink.LinkByIndex(p.Ifindex)
+	if err != nil {
+		return vanished(err) || errors.As(err, &netlink.LinkNotFoundError{})
+	}
+	return l.Attrs().Name != p.Interface
 }
 
 func (d *Datapath) maxEndpoints() uint32 { return d.maps.open[bpf.MapsMapUnanswered].MaxEntries() }

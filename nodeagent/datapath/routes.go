@@ -67,8 +67,9 @@ func (r route) matches(k netlink.Route) bool {
 }
 
 // repairRoutes writes the routes that are missing or differ, and deletes those of ours that are not wanted and for
-// which mayDelete says yes. One that cannot be written does not keep the others from being written.
-func repairRoutes(wanted []route, mayDelete func(netip.Prefix, netlink.Route) bool) error {
+// which mayDelete says yes. One that cannot be written does not keep the others from being written. Devices that
+// mayVanish may go at any time.
+func repairRoutes(wanted []route, mayDelete func(netip.Prefix, netlink.Route) bool, mayVanish func(ifindex int) bool) error {
 	present, err := ourRoutes()
 	if err != nil {
 		return err
@@ -80,7 +81,7 @@ func repairRoutes(wanted []route, mayDelete func(netip.Prefix, netlink.Route) bo
 		if n := present[r.prefix]; len(n) == 1 && r.matches(n[0]) {
 			continue
 		}
-		if err := writeRoute(r, len(present[r.prefix]) > 0); err != nil {
+		if err := writeRoute(r, len(present[r.prefix]) > 0); err != nil && !(vanished(err) && mayVanish(r.ifindex)) {
 			errs = append(errs, err)
 		}
 	}
@@ -92,7 +93,7 @@ func repairRoutes(wanted []route, mayDelete func(netip.Prefix, netlink.Route) bo
 			if _, ok := keep[prefix]; ok && len(routes) == 1 {
 				continue // replaced in place
 			}
-			if err := netlink.RouteDel(&k); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := netlink.RouteDel(&k); err != nil && !vanished(err) {
 				errs = append(errs, fmt.Errorf("delete route to %s: %w", prefix, err))
 			}
 		}
@@ -136,7 +137,7 @@ func (n neighbour) netlink() *netlink.Neigh {
 	}
 }
 
-// repairNeighbours writes the entries that are missing or differ. Those of a device go with the device, so deletion
+// repairNeighbours of pods writes the entries that are missing or differ. Those of a device go with the device, so deletion
 // is only for a pod that changes its address.
 func repairNeighbours(wanted []neighbour) error {
 	type key struct {
@@ -161,7 +162,7 @@ func repairNeighbours(wanted []neighbour) error {
 		if ok && k.State == netlink.NUD_PERMANENT && bytes.Equal(k.HardwareAddr, n.mac) {
 			continue
 		}
-		if err := netlink.NeighSet(n.netlink()); err != nil {
+		if err := netlink.NeighSet(n.netlink()); err != nil && !vanished(err) {
 			errs = append(errs, fmt.Errorf("neighbour %s: %w", n.ip, err))
 		}
 	}

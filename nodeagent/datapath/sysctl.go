@@ -96,6 +96,9 @@ func (p *procSysNet) apply(settings []setting) error {
 		}
 		if err == nil && now != s.value {
 			err = os.WriteFile(filepath.Join(p.root, s.path), []byte(s.value), 0)
+			if err != nil && !p.device(s.path) {
+				err = nil // gone between the two
+			}
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("set sysctl net/%s to %s: %w", s.path, s.value, err))

@@ -177,12 +177,13 @@ func (d *Datapath) SetRoutes(routes []Route) error {
 	if d.cfg == nil {
 		return nil // Configure writes them: it makes the device that they lead to
 	}
-	return d.repairRoutes()
+	return d.repairRoutes(false)
 }
 
 // repairRoutes brings the routes of our protocol to those of pods and peers that we were told. What we were not told
-// of yet stays.
-func (d *Datapath) repairRoutes() error {
+// of yet stays. Pods' routes are looked at only by who holds wiring for writing: else one that is being wired would
+// seem broken.
+func (d *Datapath) repairRoutes(pods bool) error {
 	links, err := linkList()
 	if err != nil {
 		return err
@@ -197,7 +198,9 @@ func (d *Datapath) repairRoutes() error {
 	for _, p := range d.pods {
 		if up[p.Ifindex] == p.Interface {
 			podDevice[p.Ifindex] = true
-			wanted = append(wanted, podRoutes(p)...)
+			if pods {
+				wanted = append(wanted, podRoutes(p)...)
+			}
 		}
 	}
 	var errs []error
@@ -211,10 +214,10 @@ func (d *Datapath) repairRoutes() error {
 	}
 	errs = append(errs, repairRoutes(wanted, func(_ netip.Prefix, k netlink.Route) bool {
 		if podDevice[k.LinkIndex] {
-			return d.podsKnown
+			return pods && d.podsKnown
 		}
 		return d.routesKnown
-	}))
+	}, func(ifindex int) bool { return podDevice[ifindex] }))
 	return errors.Join(errs...)
 }
 

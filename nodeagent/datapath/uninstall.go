@@ -84,7 +84,7 @@ func removeFilters(l netlink.Link) error {
 			return nil
 		}
 	}
-	if err := netlink.QdiscDel(clsactOn(dev)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+	if err := netlink.QdiscDel(clsactOn(dev)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !vanished(err) {
 		return fmt.Errorf("remove clsact of %s: %w", dev.name, err)
 	}
 	return nil
@@ -92,6 +92,9 @@ func removeFilters(l netlink.Link) error {
 
 func removePermanentNeighbours(l netlink.Link) error {
 	list, err := again(func() ([]netlink.Neigh, error) { return netlink.NeighList(l.Attrs().Index, netlink.FAMILY_ALL) })
+	if vanished(err) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("list neighbours of %s: %w", l.Attrs().Name, err)
 	}
@@ -100,7 +103,7 @@ func removePermanentNeighbours(l netlink.Link) error {
 		if n.State != netlink.NUD_PERMANENT || net.IP.IsMulticast(n.IP) {
 			continue
 		}
-		if err := netlink.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := netlink.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) && !vanished(err) {
 			errs = append(errs, fmt.Errorf("delete neighbour %s: %w", n.IP, err))
 		}
 	}
@@ -115,7 +118,7 @@ func removeAllRoutes() error {
 	var errs []error
 	for prefix, routes := range present {
 		for _, r := range routes {
-			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := netlink.RouteDel(&r); err != nil && !vanished(err) {
 				errs = append(errs, fmt.Errorf("delete route to %s: %w", prefix, err))
 			}
 		}
