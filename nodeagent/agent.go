@@ -93,7 +93,7 @@ type Agent struct {
 	ready     chan struct{}
 	readyOnce sync.Once
 	// adopted: this boot's datapath was ready before this process, and is in force.
-	adopted bool
+	adopted   bool
 	sweepOnce sync.Once
 
 	mu          sync.Mutex
@@ -529,6 +529,9 @@ func (a *Agent) observe() observed {
 	}
 	if network != nil {
 		o.network = network.InForce()
+	}
+	if o.datapath != nil {
+		o.health = o.datapath.Health()
 	}
 	o.installed, o.installErr = a.install.Installed()
 	if errors.Is(o.datapathErr, errOtherCNI) {

@@ -43,12 +43,14 @@ type observed struct {
 	datapathErr error
 	// adopted: what the agent before this one left in the kernel, in this boot, is in force.
 	adopted bool
-	network inForce
-	ipam        []v1alpha1.IPAMReport
-	endpoints   int
-	serving     bool
-	installed   bool
-	installErr  error
+	// health is what the datapath's last repair said.
+	health     error
+	network    inForce
+	ipam       []v1alpha1.IPAMReport
+	endpoints  int
+	serving    bool
+	installed  bool
+	installErr error
 }
 
 // standing is what the cache holds of this node's own objects.
@@ -243,12 +245,14 @@ func makeConditions(o observed) []metav1.Condition {
 		fail(&path, metav1.ConditionFalse, networkReason(err), err.Error())
 	case !o.network.configured:
 		fail(&path, metav1.ConditionFalse, "Starting", "the first tables are not written yet")
+	case o.health != nil:
+		path.Reason, path.Message = v1alpha1.ReasonRepairFailing, "programs and maps are in force, but: "+oneLine(o.health)
 	}
 	switch {
 	case o.installErr != nil:
 		reason := "InstallFailed"
 		if errors.Is(o.installErr, errOtherCNI) {
-			reason = "OtherCNI"
+			reason = v1alpha1.ReasonOtherCNI
 		}
 		fail(&conf, metav1.ConditionFalse, reason, o.installErr.Error())
 	case !o.installed || !o.serving:
@@ -260,7 +264,7 @@ func makeConditions(o observed) []metav1.Condition {
 		fail(&network, metav1.ConditionFalse, networkReason(err), err.Error())
 	}
 	order := []metav1.Condition{kernel, path, network, conf}
-	if conf.Reason == "OtherCNI" {
+	if conf.Reason == v1alpha1.ReasonOtherCNI {
 		order = []metav1.Condition{conf, kernel, path, network} // nothing else is even tried before
 	}
 	for _, c := range order {
@@ -270,6 +274,20 @@ func makeConditions(o observed) []metav1.Condition {
 		}
 	}
 	return []metav1.Condition{ready, kernel, path, conf}
+}
+
+// maxMessage bounds what a condition quotes, in bytes: it is written whenever it changes.
+const maxMessage = 1024
+
+// oneLine is joined errors in a stable order, so that the same ones make the same message.
+func oneLine(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	slices.Sort(lines)
+	text := strings.Join(slices.Compact(lines), "; ")
+	if len(text) > maxMessage {
+		text = strings.ToValidUTF8(text[:maxMessage], "") + " ..."
+	}
+	return text
 }
 
 func datapathReason(err error) string {
@@ -287,7 +305,7 @@ func datapathReason(err error) string {
 
 func networkReason(err error) string {
 	for reason, is := range map[string]error{
-		"OtherCNI": errOtherCNI, "NoPrefix": errNoPrefix, "NoNodeAddress": errNoAddress,
+		v1alpha1.ReasonOtherCNI: errOtherCNI, "NoPrefix": errNoPrefix, "NoNodeAddress": errNoAddress,
 		"NoUplink": datapath.ErrNoUplink, "TunnelPortTaken": datapath.ErrTunnelPortTaken,
 		"FeatureMissing": datapath.ErrNotSupported, "NoIPv6": datapath.ErrNoIPv6,
 	} {

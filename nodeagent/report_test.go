@@ -3,10 +3,14 @@
 package nodeagent
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
@@ -38,5 +42,21 @@ func TestRestartedAgentDoesNotTakeBackDatapathReady(t *testing.T) {
 				t.Errorf("%s: %s is %s, want %s", name, kind, text, want)
 			}
 		}
+	}
+}
+
+// What a repair could not do stood in the agent's log alone.
+func TestRepairErrorsAreReported(t *testing.T) {
+	o := observed{
+		datapath: &datapath.Datapath{}, network: inForce{configured: true}, serving: true, installed: true,
+		health: errors.Join(errors.New("route to 10.0.1.0/24: file exists"), errors.New("neighbour 10.0.0.9: no buffer space")),
+	}
+	got := apimeta.FindStatusCondition(makeConditions(o), v1alpha1.ConditionDatapathReady)
+	want := "programs and maps are in force, but: neighbour 10.0.0.9: no buffer space; route to 10.0.1.0/24: file exists"
+	if got.Status != metav1.ConditionTrue || got.Reason != v1alpha1.ReasonRepairFailing || got.Message != want {
+		t.Errorf("%+v", got)
+	}
+	if text := oneLine(errors.New(strings.Repeat("é", maxMessage))); len(text) > maxMessage+4 || !utf8.ValidString(text) {
+		t.Errorf("%d bytes: %q", len(text), text)
 	}
 }

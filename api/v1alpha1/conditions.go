@@ -26,6 +26,10 @@ const (
 // network's datapath lives there.
 const ReasonOtherCNI = "OtherCNI"
 
+// ReasonRepairFailing is the reason of DatapathReady=True on a CiliumNodeReport while something of the datapath, such as
+// a route or a sysctl, cannot be made what it should be: programs and maps are in force, and the message says what is not.
+const ReasonRepairFailing = "RepairFailing"
+
 const (
 	// ConfigName is the name of the one CiliumConfig that is honoured.
 	ConfigName = "default"

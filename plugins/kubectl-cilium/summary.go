@@ -500,6 +500,8 @@ func (out *Summary) reportConditions(object string, r *v1alpha1.CiliumNodeReport
 		if c := meta.FindStatusCondition(r.Conditions, kind); c != nil && c.Status != metav1.ConditionTrue {
 			out.err(object, "%s", said(c))
 			told = true
+		} else if c != nil && c.Reason == v1alpha1.ReasonRepairFailing {
+			out.warn(object, "%s", said(c))
 		}
 	}
 	if c := meta.FindStatusCondition(r.Conditions, v1alpha1.ConditionConnectedToAPI); c != nil && c.Status == metav1.ConditionFalse {

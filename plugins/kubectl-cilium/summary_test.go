@@ -16,6 +16,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
@@ -138,5 +139,16 @@ func TestSummaryOfWhatIsNew(t *testing.T) {
 	}
 	if got := Summarize(&Snapshot{NoKinds: true}); got.Ready || len(got.Problems) != 3 {
 		t.Errorf("nothing installed: %+v", got.Problems)
+	}
+}
+
+// A repair that fails leaves the node working and its condition True, and nobody was told.
+func TestSummaryWarnsOfFailingRepairs(t *testing.T) {
+	s := readSnapshot(t, "testdata/2-well.txtar")
+	c := meta.FindStatusCondition(s.Reports[0].Status.Conditions, v1alpha1.ConditionDatapathReady)
+	c.Reason, c.Message = v1alpha1.ReasonRepairFailing, "route to 10.0.1.0/24: file exists"
+	got := Summarize(s)
+	if !got.Ready || len(got.Problems) != 1 || got.Problems[0].Severity == SeverityError || !strings.Contains(got.Problems[0].Message, c.Message) {
+		t.Errorf("ready %v: %+v", got.Ready, got.Problems)
 	}
 }
