@@ -26,8 +26,6 @@ import (
 )
 
 const (
-	// annotationTombstone is on an identity that the operator is about to delete; who adopts takes it away.
-	annotationTombstone = "kube-cilium.io/tombstone"
 	// tombstoneRest is how long a number that was deleted is given to no other label set.
 	tombstoneRest = time.Hour
 	// seenSoon is how long our own write may take to come back through the cache.
@@ -154,7 +152,7 @@ func (i *Identities) ensure(ctx context.Context, canonical string, l identity.La
 		var got v1alpha1.CiliumIdentity
 		err := i.cache.Get(ctx, client.ObjectKey{Name: h.number.String()}, &got)
 		switch {
-		case err == nil && l.Equal(got.Spec.Labels) && got.Annotations[annotationTombstone] == "":
+		case err == nil && l.Equal(got.Spec.Labels) && got.Annotations[v1alpha1.AnnotationTombstone] == "":
 			return nil
 		case err == nil && l.Equal(got.Spec.Labels):
 			return i.adopt(ctx, canonical, l, &got)
@@ -215,7 +213,7 @@ func (i *Identities) find(ctx context.Context, canonical string, l identity.Labe
 // inUse tells whether a slice names the identity: then nothing is about to delete it, and no write is needed to use
 // it too. The operator deletes only what no slice has named for far longer than a cache is behind.
 func (i *Identities) inUse(ctx context.Context, o *v1alpha1.CiliumIdentity) bool {
-	if o.Annotations[annotationTombstone] != "" {
+	if o.Annotations[v1alpha1.AnnotationTombstone] != "" {
 		return false
 	}
 	var users v1alpha1.CiliumEndpointSliceList
@@ -257,7 +255,7 @@ func (i *Identities) adopt(ctx context.Context, canonical string, l identity.Lab
 		now.Annotations = map[string]string{}
 	}
 	now.Annotations[v1alpha1.AnnotationAdopted] = i.clock().UTC().Format(time.RFC3339Nano)
-	delete(now.Annotations, annotationTombstone)
+	delete(now.Annotations, v1alpha1.AnnotationTombstone)
 	patch := client.MergeFromWithOptions(o, client.MergeFromWithOptimisticLock{})
 	if err := i.writer.Patch(ctx, Ordinary, now, patch); err != nil {
 		return fmt.Errorf("adopt identity %s: %w", o.Name, err)

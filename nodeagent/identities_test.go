@@ -162,12 +162,12 @@ func TestIdentities(t *testing.T) {
 	t.Run("a tombstone is taken away", func(t *testing.T) {
 		n := resolve(t, a.agent(t), set("buried"))
 		o := a.get(t, n)
-		o.Annotations[annotationTombstone] = time.Now().Format(time.RFC3339)
+		o.Annotations[v1alpha1.AnnotationTombstone] = time.Now().Format(time.RFC3339)
 		nodetest.Must(t, a.client.Update(t.Context(), o))
 		waitFor(t, "the cache", func() error {
 			var got v1alpha1.CiliumIdentity
 			_ = a.cache.Get(t.Context(), client.ObjectKey{Name: n.String()}, &got)
-			if got.Annotations[annotationTombstone] == "" {
+			if got.Annotations[v1alpha1.AnnotationTombstone] == "" {
 				return fmt.Errorf("no tombstone yet")
 			}
 			return nil
@@ -175,7 +175,7 @@ func TestIdentities(t *testing.T) {
 		if resolve(t, a.agent(t), set("buried")) != n {
 			t.Error("another number")
 		}
-		if a.get(t, n).Annotations[annotationTombstone] != "" {
+		if a.get(t, n).Annotations[v1alpha1.AnnotationTombstone] != "" {
 			t.Error("the tombstone is still there")
 		}
 	})

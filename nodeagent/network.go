@@ -3,6 +3,7 @@
 package nodeagent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -350,25 +351,17 @@ func enough(spec v1alpha1.CiliumConfigSpec, own []netip.Prefix) error {
 // configFor is the settings as the datapath wants them, with the defaults for what is absent.
 func configFor(spec v1alpha1.CiliumConfigSpec, own v1alpha1.CiliumNode) datapath.Config {
 	c := datapath.Config{
-		Mode: modeOf(spec), Encapsulation: v1alpha1.EncapsulationAuto, TunnelPort: 8472,
-		MasqueradeIPv4: spec.Masquerade.IPv4 == nil || *spec.Masquerade.IPv4,
-		MasqueradeIPv6: spec.Masquerade.IPv6 == nil || *spec.Masquerade.IPv6,
-		Devices:        spec.Devices, MTU: int(spec.MTU), ConntrackMax: 262144, UnansweredPerEndpoint: 1024,
-		Forbidden: spec.ForbiddenKernelFeatures,
+		Mode: modeOf(spec), Encapsulation: cmp.Or(spec.Routing.Encapsulation, v1alpha1.EncapsulationAuto),
+		TunnelPort:            uint16(cmp.Or(spec.Routing.TunnelPort, v1alpha1.DefaultTunnelPort)),
+		MasqueradeIPv4:        spec.Masquerade.IPv4 == nil || *spec.Masquerade.IPv4,
+		MasqueradeIPv6:        spec.Masquerade.IPv6 == nil || *spec.Masquerade.IPv6,
+		Devices:               spec.Devices,
+		MTU:                   int(spec.MTU),
+		ConntrackMax:          uint32(cmp.Or(spec.Conntrack.MaxEntries, v1alpha1.DefaultConntrackMaxEntries)),
+		UnansweredPerEndpoint: uint32(cmp.Or(spec.Conntrack.UnansweredPerEndpoint, v1alpha1.DefaultUnansweredPerEndpoint)),
+		Forbidden:             spec.ForbiddenKernelFeatures,
 	}
 	c.NodeIPv4, c.NodeIPv6 = underlayOf(own)
-	if e := spec.Routing.Encapsulation; e != "" {
-		c.Encapsulation = e
-	}
-	if p := spec.Routing.TunnelPort; p > 0 {
-		c.TunnelPort = uint16(p)
-	}
-	if m := spec.Conntrack.MaxEntries; m > 0 {
-		c.ConntrackMax = uint32(m)
-	}
-	if m := spec.Conntrack.UnansweredPerEndpoint; m > 0 {
-		c.UnansweredPerEndpoint = uint32(m)
-	}
 	return c
 }
 

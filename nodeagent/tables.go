@@ -213,11 +213,9 @@ func (o owners) of(a netip.Addr) string {
 
 // poolsOf are the ranges from which nodes get their prefixes.
 func poolsOf(spec v1alpha1.CiliumConfigSpec) []netip.Prefix {
-	if spec.IPAM == nil {
-		return []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
-	}
+	ipam := spec.EffectiveIPAM()
 	var out []netip.Prefix
-	for _, pool := range []*v1alpha1.AddressPool{spec.IPAM.IPv4, spec.IPAM.IPv6} {
+	for _, pool := range []*v1alpha1.AddressPool{ipam.IPv4, ipam.IPv6} {
 		if pool == nil {
 			continue
 		}
@@ -232,7 +230,8 @@ func poolsOf(spec v1alpha1.CiliumConfigSpec) []netip.Prefix {
 
 // families are those of which pods get an address.
 func families(spec v1alpha1.CiliumConfigSpec) (ipv4, ipv6 bool) {
-	return spec.IPAM == nil || spec.IPAM.IPv4 != nil, spec.IPAM != nil && spec.IPAM.IPv6 != nil
+	ipam := spec.EffectiveIPAM()
+	return ipam.IPv4 != nil, ipam.IPv6 != nil
 }
 
 func modeOf(spec v1alpha1.CiliumConfigSpec) v1alpha1.RoutingMode {

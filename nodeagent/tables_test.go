@@ -246,3 +246,23 @@ func BenchmarkTables(b *testing.B) {
 		makeTables(w)
 	}
 }
+
+// The agent had its own idea of what holds without a CiliumConfig; it is the operator's, who gives the prefixes.
+func TestWithoutConfigTheAgentUsesTheAPIsDefaults(t *testing.T) {
+	var none v1alpha1.CiliumConfigSpec
+	if got := poolsOf(none); len(got) != 1 || got[0].String() != v1alpha1.DefaultIPv4Pool {
+		t.Errorf("pools %v", got)
+	}
+	if ipv4, ipv6 := families(none); !ipv4 || ipv6 {
+		t.Errorf("families %v, %v", ipv4, ipv6)
+	}
+	c := configFor(none, ciliumNode("a", "192.0.2.1", ""))
+	if int32(c.TunnelPort) != v1alpha1.DefaultTunnelPort || int32(c.ConntrackMax) != v1alpha1.DefaultConntrackMaxEntries ||
+		int32(c.UnansweredPerEndpoint) != v1alpha1.DefaultUnansweredPerEndpoint || c.Encapsulation != v1alpha1.EncapsulationAuto {
+		t.Errorf("%+v", c)
+	}
+	none.IPAM = &v1alpha1.IPAMConfig{IPv6: &v1alpha1.AddressPool{CIDRs: []string{"fd00::/48"}}}
+	if ipv4, ipv6 := families(none); ipv4 || !ipv6 {
+		t.Errorf("families of IPv6 alone: %v, %v", ipv4, ipv6)
+	}
+}
