@@ -222,7 +222,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		log: a.Log.WithName("report"),
 	}
 	run("health", a.serveHealth)
-	run("lease", lease.Run)
+	if checkName(a.Node) == nil {
+		run("lease", lease.Run)
+	}
 	run("report", report.Run)
 	run("start", func(ctx context.Context) error { return a.start(ctx, run) })
 	<-ctx.Done()
@@ -237,6 +239,9 @@ func (a *Agent) Run(ctx context.Context) error {
 // start goes through the steps of a start. What keeps a node from being served for a person to repair is reported and
 // tried again, without end.
 func (a *Agent) start(ctx context.Context, run func(string, func(context.Context) error)) error {
+	if err := a.insist(ctx, func() error { return checkName(a.Node) }); err != nil {
+		return err
+	}
 	// Another CNI's node is not touched at all, not even by our maps.
 	if err := a.insist(ctx, a.blocked); err != nil {
 		return err

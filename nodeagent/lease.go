@@ -53,7 +53,7 @@ func (l *Lease) Run(ctx context.Context) error {
 func (l *Lease) renew(ctx context.Context) error {
 	now := metav1.NowMicro()
 	seconds := int32(leaseDuration / time.Second)
-	name := v1alpha1.AgentLeasePrefix + shorten(l.node, 253-len(v1alpha1.AgentLeasePrefix))
+	name := v1alpha1.AgentLeasePrefix + l.node // as the admission policy and the operator spell it
 	if l.current == nil {
 		got := &coordinationv1.Lease{}
 		err := l.client.Get(ctx, client.ObjectKey{Namespace: v1alpha1.AgentLeaseNamespace, Name: name}, got)

@@ -230,6 +230,8 @@ func makeConditions(o observed) []metav1.Condition {
 	switch err := o.datapathErr; {
 	case errors.Is(err, datapath.ErrKernelTooOld), errors.Is(err, datapath.ErrNotSupported):
 		fail(&kernel, metav1.ConditionFalse, "FeatureMissing", err.Error())
+	case errors.Is(err, errLongName): // before anything else is tried
+		fail(&kernel, metav1.ConditionUnknown, datapathReason(err), err.Error())
 	case err != nil:
 		fail(&kernel, metav1.ConditionUnknown, "NotProbed", "the kernel could not be probed")
 	case o.datapath == nil:
@@ -294,7 +296,7 @@ func datapathReason(err error) string {
 	for reason, is := range map[string]error{
 		"NoBPFFileSystem": datapath.ErrNoBPFFS, "NoCgroup2": datapath.ErrNoCgroup2,
 		"MissingCapability": datapath.ErrMissingCapability, "KernelTooOld": datapath.ErrKernelTooOld,
-		"NewerLayout": datapath.ErrNewerLayout,
+		"NewerLayout": datapath.ErrNewerLayout, "NodeNameTooLong": errLongName,
 	} {
 		if errors.Is(err, is) {
 			return reason

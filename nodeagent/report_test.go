@@ -11,6 +11,7 @@ import (
 
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
@@ -33,6 +34,7 @@ func TestRestartedAgentDoesNotTakeBackDatapathReady(t *testing.T) {
 		"a restart that cannot open":         {observed{adopted: true, datapathErr: datapath.ErrNewerLayout}, "False NewerLayout", "False NotProbed"},
 		"written":                            {observed{datapath: opened, network: inForce{configured: true}, serving: true, installed: true}, "True InForce", "True Ready"},
 		"written, and a later attempt fails": {observed{datapath: opened, network: inForce{configured: true, err: datapath.ErrNoUplink}, serving: true, installed: true}, "True InForce", "False NoUplink"},
+		"a name too long":                    {observed{datapathErr: errLongName}, "False NodeNameTooLong", "False NodeNameTooLong"},
 		"another CNI":                        {observed{network: inForce{err: errOtherCNI}, installErr: errOtherCNI}, "False OtherCNI", "False OtherCNI"},
 	} {
 		all := makeConditions(c.o)
@@ -58,5 +60,22 @@ func TestRepairErrorsAreReported(t *testing.T) {
 	}
 	if text := oneLine(errors.New(strings.Repeat("é", maxMessage))); len(text) > maxMessage+4 || !utf8.ValidString(text) {
 		t.Errorf("%d bytes: %q", len(text), text)
+	}
+}
+
+// The Lease of a node with a long name was shortened, and the admission policy, which wants it in full, refused it; so
+// did the API server the label of its endpoints. What is refused now is the name, with a reason.
+func TestALongNodeNameHadALeaseThatNobodyAccepted(t *testing.T) {
+	long := strings.Repeat("n", 63)
+	if err := checkName(long); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{v1alpha1.AgentLeasePrefix + long, sliceName(long, 1<<30)} {
+		if wrong := validation.IsDNS1123Subdomain(name); len(wrong) > 0 {
+			t.Errorf("%s: %v", name, wrong)
+		}
+	}
+	if err := checkName(long + "n"); !errors.Is(err, errLongName) {
+		t.Errorf("64 characters: %v", err)
 	}
 }

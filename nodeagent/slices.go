@@ -168,9 +168,5 @@ func room(node string, out, have map[string][]v1alpha1.SliceEndpoint) string {
 	}
 }
 
-// sliceName is unlike that of any other node: what follows the last dash is the number. Names have at most 253
-// characters.
-func sliceName(node string, n int) string {
-	suffix := "-" + strconv.Itoa(n)
-	return shorten(node, 253-len(suffix)) + suffix
-}
+// sliceName is unlike that of any other node: what follows the last dash is the number.
+func sliceName(node string, n int) string { return node + "-" + strconv.Itoa(n) }

@@ -74,13 +74,7 @@ func TestPlaceHealsForeignSlices(t *testing.T) {
 }
 
 func TestSliceNamesAreApart(t *testing.T) {
-	long := make([]byte, 253)
-	for i := range long {
-		long[i] = 'n'
-	}
-	other := append(slices.Clone(long[:252]), 'm')
-	a, b := sliceName(string(long), 1), sliceName(string(other), 1)
-	if len(a) > 253 || a == b || sliceName("a", 11) == sliceName("a-1", 1) {
-		t.Errorf("%s, %s", a, b)
+	if a, b := sliceName("a", 11), sliceName("a-1", 1); a == b {
+		t.Errorf("%s is of both", a)
 	}
 }
