@@ -164,14 +164,19 @@ func (d *Datapath) collect(ctx context.Context) (int, error) {
 	if err == nil {
 		fragments, err = d.maps.open[bpf.MapsMapFragments].Clone()
 	}
-	var pruned error
-	if d.podsKnown {
-		pruned = d.pruneUnanswered()
-	}
 	ids := d.unansweredIDs()
 	d.mu.Unlock()
 	if err != nil {
 		return 0, fmt.Errorf("collect connections: %w", err)
+	}
+	// One at a time: emptying a slot waits until every program that runs has ended, and a new pod must not wait for all.
+	var pruned error
+	for _, id := range ids {
+		d.mu.Lock()
+		if d.podsKnown && d.nobodys(id) {
+			pruned = errors.Join(pruned, d.dropUnanswered(id))
+		}
+		d.mu.Unlock()
 	}
 	defer answered.Close()
 	defer fragments.Close()

@@ -484,11 +484,16 @@ func (d *Datapath) dropUnanswered(id uint16) error {
 func (d *Datapath) pruneUnanswered() error {
 	var errs []error
 	for _, id := range d.unansweredIDs() {
-		if _, ok := d.pods[id]; !ok && id != 0 && !d.spare.holds(id) {
+		if d.nobodys(id) {
 			errs = append(errs, d.dropUnanswered(id))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (d *Datapath) nobodys(id uint16) bool {
+	_, ok := d.pods[id]
+	return !ok && id != 0 && !d.spare.holds(id)
 }
 
 func (d *Datapath) unansweredIDs() []uint16 {
