@@ -5,6 +5,7 @@ package config
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -358,14 +359,15 @@ func TestInspectorsReadOnly(t *testing.T) {
 	if out, err := s.env.Kubectl("apply", "-k", overlay); err != nil {
 		t.Fatalf("kubectl apply: %v\n%s", err, out)
 	}
-	exec := func(args ...string) string {
+	pluginsHaveTheirRights(t, s)
+	asInspector := func(args ...string) string {
 		out, _ := s.env.Kubectl(append([]string{"--as=someone", "--as-group=kube-cilium:inspectors", "-n", system}, args...)...)
 		return out
 	}
 	const pod = "cilium-agent-node-a"
 	refused := "may only run"
 	for range 100 {
-		if strings.Contains(exec("exec", pod, "-c", "agent", "--", "sh"), refused) {
+		if strings.Contains(asInspector("exec", pod, "-c", "agent", "--", "sh"), refused) {
 			break
 		}
 		time.Sleep(200 * time.Millisecond)
@@ -376,17 +378,89 @@ func TestInspectorsReadOnly(t *testing.T) {
 		{"exec", pod, "-c", "inspect", "--", "cilium-agent", "run"},
 		{"exec", pod, "-c", "inspect", "--", "cilium-agent", "inspect", "uninstall", "--yes"},
 	} {
-		if out := exec(args...); !strings.Contains(out, refused) {
+		if out := asInspector(args...); !strings.Contains(out, refused) {
 			t.Errorf("%v: %s", args, out)
 		}
 	}
-	if out := exec("exec", pod, "-c", "inspect", "--", "cilium-agent", "inspect", "maps"); strings.Contains(out, refused) || strings.Contains(out, "orbidden") {
+	if out := asInspector("exec", pod, "-c", "inspect", "--", "cilium-agent", "inspect", "maps"); strings.Contains(out, refused) || strings.Contains(out, "orbidden") {
 		t.Errorf("an inspector cannot inspect: %s", out)
 	}
-	if out := exec("get", "secrets"); !strings.Contains(out, "orbidden") {
+	if out := asInspector("get", "secrets"); !strings.Contains(out, "orbidden") {
 		t.Errorf("an inspector reads secrets: %s", out)
 	}
-	if out := exec("get", "ciliumnodes"); strings.Contains(out, "orbidden") {
+	if out := asInspector("get", "ciliumnodes"); strings.Contains(out, "orbidden") {
 		t.Errorf("an inspector cannot list nodes: %s", out)
+	}
+}
+
+// pluginsHaveTheirRights runs the plugins as people whose rights are those of the manifests alone: status was refused
+// the agents' pods and leases, and names of services were left out.
+func pluginsHaveTheirRights(t *testing.T, s *agents) {
+	t.Helper()
+	dir := t.TempDir()
+	build := exec.Command("go", "build", "-o", dir, "./plugins/kubectl-cilium", "./plugins/kubectl-hubble")
+	build.Dir, build.Env = testenv.Root(), append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the plugins: %v\n%s", err, out)
+	}
+	for _, args := range [][]string{
+		{"create", "clusterrolebinding", "readers", "--clusterrole=cilium-reader", "--group=readers"},
+		{"-n", system, "create", "rolebinding", "readers", "--role=cilium-reader", "--group=readers"},
+	} {
+		if out, err := s.env.Kubectl(args...); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+	}
+	run := func(group, plugin string, args ...string) string {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, filepath.Join(dir, plugin), append(args, "--as=someone", "--as-group="+group)...)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+s.env.Kubeconfig, "NO_COLOR=1")
+		out, _ := cmd.CombinedOutput() // nothing is well here: no node has an agent that answers
+		return string(out)
+	}
+	for _, group := range []string{"readers", "kube-cilium:inspectors"} {
+		for _, verb := range []string{"status", "version"} {
+			if out := run(group, "kubectl-cilium", verb); strings.Contains(out, "orbidden") || !strings.Contains(out, "gent") {
+				t.Errorf("%s: kubectl cilium %s: %s", group, verb, out)
+			}
+		}
+		for _, verb := range []string{"endpoint", "identity", "node"} {
+			if out := run(group, "kubectl-cilium", verb, "list"); strings.Contains(out, "orbidden") {
+				t.Errorf("%s: kubectl cilium %s: %s", group, verb, out)
+			}
+		}
+		for _, kind := range []string{"services", "ciliumidentities.kube-cilium.io", "ciliumendpointslices.kube-cilium.io"} {
+			if out, _ := s.env.Kubectl("auth", "can-i", "list", kind, "-A", "--as=someone", "--as-group="+group); !strings.HasPrefix(out, "yes") {
+				t.Errorf("%s may not list %s: %s", group, kind, out)
+			}
+		}
+	}
+	// The pod has to seem to run before it is asked; then no kubelet answers.
+	set := kubernetes.NewForConfigOrDie(s.env.Config)
+	pod, err := set.CoreV1().Pods(system).Get(t.Context(), "cilium-agent-node-a", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod.Labels = map[string]string{"app.kubernetes.io/name": "cilium-agent"}
+	if pod, err = set.CoreV1().Pods(system).Update(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	pod.Status.Phase = corev1.PodRunning
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "inspect", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
+	if _, err := set.CoreV1().Pods(system).UpdateStatus(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		group string
+		may   bool
+	}{{"readers", false}, {"kube-cilium:inspectors", true}} {
+		for _, args := range [][]string{
+			{"kubectl-cilium", "map", "list", "node-a"}, {"kubectl-cilium", "monitor", "node-a"}, {"kubectl-hubble", "flows", "-A"},
+		} {
+			if out := run(row.group, args[0], args[1:]...); strings.Contains(out, "orbidden") == row.may || out == "" {
+				t.Errorf("%s: %v: %s", row.group, args, out)
+			}
+		}
 	}
 }
