@@ -34,7 +34,7 @@ help: ## Show this help.
 .PHONY: up
 up: build plugins test-cluster ## Bring a real cluster up on this machine, on our network, with the demo. CLUSTER=, WORKERS=
 	@$(TEST_CLUSTER) up --name $(CLUSTER) --workers $(WORKERS) --cni ours
-	@eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"; set -e; \
+	@eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"; set -e; export PATH="$(CURDIR)/bin:$$PATH"; \
 	kubectl apply -f test/cluster/demo/demo.yaml >/dev/null; \
 	kubectl -n demo rollout status deployment/server deployment/client --timeout=90s >/dev/null; \
 	set -x; \
@@ -42,7 +42,7 @@ up: build plugins test-cluster ## Bring a real cluster up on this machine, on ou
 	kubectl -n demo get pods -o wide; \
 	kubectl -n demo logs deployment/client --tail=6; \
 	kubectl hubble flows -n demo --last 12
-	@echo; echo 'To go on: eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"    To end: make down'
+	@echo; echo 'To go on: eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"; PATH=$(CURDIR)/bin:$$PATH'; echo 'To end:   make down'
 
 .PHONY: down
 down: test-cluster ## Take the cluster down; nothing is left behind.

@@ -125,3 +125,21 @@ func TestEveryConstantIsSet(t *testing.T) {
 		}
 	}
 }
+
+// An array has all its entries from the beginning: the report showed metrics and settings as full.
+func TestArraysAreNotReportedAsFull(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	_, err := d.collect(t.Context())
+	must(t, err)
+	for _, m := range d.Maps() {
+		kind := d.maps.open[m.Name].Type()
+		fillless := kind == ebpf.Array || kind == ebpf.PerCPUArray || kind == ebpf.RingBuf
+		if fillless != (m.Entries == -1) {
+			t.Errorf("%s (%s): %d entries of %d", m.Name, kind, m.Entries, m.MaxEntries)
+		}
+		if m.MaxEntries <= 0 || m.Bytes <= 0 {
+			t.Errorf("%s: %+v", m.Name, m)
+		}
+	}
+}

@@ -124,15 +124,13 @@ func (d *Datapath) fill(name string) int64 {
 		return count(len(a), err)
 	case bpf.MapsMapHooks:
 		return int64(len(bpf.DevicePrograms()))
-	case bpf.MapsMapMetrics, bpf.MapsMapLiveSettings:
-		return int64(d.maps.open[name].MaxEntries())
 	case bpf.MapsMapNodes:
 		return d.countKeys(name)
 	}
 	if n, ok := d.gc.filled(name); ok {
 		return n
 	}
-	return -1
+	return -1 // an array is always full, and a ring buffer has no entries
 }
 
 func (d *Datapath) countKeys(name string) int64 {
@@ -157,12 +155,16 @@ func (d *Datapath) addUnanswered(info *MapInfo) {
 	if len(ids) == 0 {
 		return
 	}
-	inner, err := innerMap(d.maps.open[bpf.MapsMapUnanswered], ids[0])
-	if err != nil || inner == nil {
-		return
+	// The host's table, in slot 0, is larger than the pods', which are all alike: two are looked at.
+	count := map[int]int64{0: 1, len(ids) - 1: int64(len(ids) - 1)}
+	for i, n := range count {
+		inner, err := innerMap(d.maps.open[bpf.MapsMapUnanswered], ids[i])
+		if err != nil || inner == nil {
+			return
+		}
+		info.Bytes += n * memlock(inner)
+		inner.Close()
 	}
-	defer inner.Close()
-	info.Bytes += int64(len(ids)) * memlock(inner)
 }
 
 // Programs are the programs in force, by name.
