@@ -119,14 +119,14 @@ lint: ## Run the linters, among them the rule that no import goes up a floor.
 ##@ Test
 
 .PHONY: test
-test: verify-generated lint test-unit test-kernel test-e2e ## Run every test (needs root; brings real clusters up).
+test: verify-generated lint test-kernel test-e2e ## Run every test (needs root; brings real clusters up).
 
 .PHONY: test-unit
 test-unit: ## Run the tests that need neither root nor a kernel.
 	go test ./...
 
 .PHONY: test-kernel
-test-kernel: test-cluster ## Run the tests that need root, the kernel or an API server; none may skip.
+test-kernel: test-cluster ## Run all tests but the end-to-end ones, with root, the kernel and an API server; none may skip.
 	$(TEST_CLUSTER) build
 	KUBE_CILIUM_TEST_ROOT=1 KUBEBUILDER_ASSETS=$$($(TEST_CLUSTER) assets) go test -count=1 -p 1 -timeout 20m $$(go list ./... | grep -v /test/e2e)
 	cd test/cluster && KUBE_CILIUM_TEST_ROOT=1 go test -count=1 -p 1 -timeout 10m ./...
