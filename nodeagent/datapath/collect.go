@@ -160,9 +160,12 @@ func (d *Datapath) collect(ctx context.Context) (int, error) {
 	d.mu.Lock()
 	batch := d.maps.batch
 	answered, err := d.maps.open[bpf.MapsMapConntrack].Clone()
-	var fragments *ebpf.Map
+	var fragments, names *ebpf.Map
 	if err == nil {
 		fragments, err = d.maps.open[bpf.MapsMapFragments].Clone()
+	}
+	if err == nil {
+		names, err = d.maps.open[bpf.MapsMapServiceNames].Clone()
 	}
 	ids := d.unansweredIDs()
 	d.mu.Unlock()
@@ -180,6 +183,7 @@ func (d *Datapath) collect(ctx context.Context) (int, error) {
 	}
 	defer answered.Close()
 	defer fragments.Close()
+	defer names.Close()
 
 	round := round{now: now, batch: batch, gone: gone, answered: answered}
 	if round.host, err = d.unansweredTable(0); err != nil {
@@ -211,10 +215,19 @@ func (d *Datapath) collect(ctx context.Context) (int, error) {
 			return removed, fmt.Errorf("collect unanswered connections of endpoint %d: %w", id, err)
 		}
 	}
-	count := int64(0)
-	err = eachEntry(fragments, batch, func(bpf.FragmentKey, bpf.Fragment) bool { count++; return true })
-	d.gc.set(bpf.MapsMapFragments, count)
-	return removed, errors.Join(pruned, err)
+	return removed, errors.Join(pruned,
+		count[bpf.FragmentKey, bpf.Fragment](&d.gc, bpf.MapsMapFragments, fragments, batch),
+		count[bpf.ServiceNameKey, bpf.ServiceName](&d.gc, bpf.MapsMapServiceNames, names, batch))
+}
+
+// count is for a map that programs write and that looks after itself.
+func count[K, V any](c *collector, name string, m *ebpf.Map, batch bool) error {
+	n := int64(0)
+	if err := eachEntry(m, batch, func(K, V) bool { n++; return true }); err != nil {
+		return fmt.Errorf("count %s: %w", name, err)
+	}
+	c.set(name, n)
+	return nil
 }
 
 func (c *collector) set(name string, n int64) {
