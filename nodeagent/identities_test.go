@@ -4,7 +4,9 @@ package nodeagent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -105,6 +107,17 @@ func (a *api) seen(t *testing.T, n identity.Number, there bool) {
 		}
 		return nil
 	})
+}
+
+// away is an API server that does not answer.
+type away struct{}
+
+func (away) Get(context.Context, client.ObjectKey, client.Object, ...client.GetOption) error {
+	return errors.New("away")
+}
+
+func (away) List(context.Context, client.ObjectList, ...client.ListOption) error {
+	return errors.New("away")
 }
 
 func TestIdentities(t *testing.T) {
@@ -237,6 +250,36 @@ func TestIdentities(t *testing.T) {
 		before := a.get(t, n).ResourceVersion
 		if resolve(t, a.agent(t), set("shared")) != n || a.get(t, n).ResourceVersion != before {
 			t.Error("it was written to")
+		}
+	})
+
+	// REGRESSIONS row 49 (cilium #28645, #24502): after a restart identities had other numbers, or were let go before all
+	// that used them had been read.
+	t.Run("#28645: a restart changes no number", func(t *testing.T) {
+		before := map[string]identity.Number{}
+		first := a.agent(t)
+		names := []string{"one", "two", "three"}
+		for _, name := range names {
+			before[name] = resolve(t, first, set(name))
+		}
+		slices.Reverse(names)
+		second := a.agent(t) // remembers nothing, and meets them in another order
+		for _, name := range names {
+			if n := resolve(t, second, set(name)); n != before[name] {
+				t.Errorf("%s has %d, it had %d", name, n, before[name])
+			}
+		}
+		third := a.agent(t) // remembers, and has not read its pods yet
+		third.cache, third.live = away{}, away{}
+		for _, name := range names {
+			third.Restore(set(name), before[name])
+		}
+		_, _ = third.Reconcile(t.Context(), ctrl.Request{}) // whatever it says of the cache
+		for _, name := range names {
+			if n := third.Lookup(set(name)); n != before[name] {
+				t.Errorf("%s has %d without an API server, it had %d", name, n, before[name])
+			}
+			a.get(t, before[name])
 		}
 	})
 

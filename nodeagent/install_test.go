@@ -3,8 +3,10 @@
 package nodeagent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -103,4 +105,22 @@ func TestInstallRefusesBesideAnotherCNI(t *testing.T) {
 	}
 	i.device = func(string) bool { return false }
 	nodetest.Must(t, i.ensure())
+}
+
+// REGRESSIONS row 50 (cilium #30609, #16669): an agent that ended took its configuration along, the node became
+// NotReady and its pods were evicted.
+func TestConfigurationStaysWhenTheAgentEnds_30609(t *testing.T) {
+	i := newInstall(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- i.Run(ctx) }()
+	waitFor(t, "the installation", func() error {
+		if ok, err := i.Installed(); !ok {
+			return fmt.Errorf("not installed: %w", err)
+		}
+		return nil
+	})
+	cancel()
+	nodetest.Must(t, <-done)
+	i.expectWhole(t)
 }

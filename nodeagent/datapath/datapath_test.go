@@ -5,6 +5,7 @@ package datapath
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netns"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/bpf"
@@ -140,6 +142,48 @@ func TestArraysAreNotReportedAsFull(t *testing.T) {
 		}
 		if m.MaxEntries <= 0 || m.Bytes <= 0 {
 			t.Errorf("%s: %+v", m.Name, m)
+		}
+	}
+}
+
+// REGRESSIONS row 50 (cilium #30609): a node whose agent stopped lost all its network. Neither pods nor the host need a
+// live agent, for old flows or new ones.
+func TestTrafficNeedsNoAgent_30609(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	p, q := f.addPod(d, 7), f.addPod(d, 8)
+	must(t, d.SetPods([]Pod{p, q}))
+	running := f.flows(p, q)
+	for _, ip := range []netip.Addr{outside4, outside6} {
+		f.reach(-1, netip.AddrPortFrom(ip, 7000))
+		running["host to world "+ip.String()] = f.probe(-1, netip.AddrPortFrom(ip, 7000))
+	}
+	must(t, d.Close())
+	for _, to := range []struct {
+		from netns.NsHandle
+		ip   netip.Addr
+	}{{-1, outside4}, {-1, outside6}, {-1, p.IPv4}, {-1, q.IPv6}, {f.pods[p.ID], q.IPv4}, {f.pods[q.ID], outside4}, {f.outside, node4}} {
+		f.reach(to.from, netip.AddrPortFrom(to.ip, 7000))
+	}
+	time.Sleep(300 * time.Millisecond)
+	running.end(t, 0)
+}
+
+// REGRESSIONS rows 35 and 37 (CVE-2020-8558; CVE-2020-10749, CVE-2020-11091, CVE-2020-13597): neighbours reached the
+// node's loopback, and pods' router advertisements made its routes.
+func TestHostEndsListenToNoRouters_CVE_2020_13597(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	p := f.addPod(d, 9)
+	for path, want := range map[string]string{
+		"ipv6/conf/" + p.Interface + "/accept_ra":      "0",
+		"ipv6/conf/" + OverlayDevice + "/accept_ra":    "0",
+		"ipv4/conf/" + p.Interface + "/route_localnet": "0",
+		"ipv4/conf/all/route_localnet":                 "0",
+		"ipv4/conf/up0/route_localnet":                 "0",
+	} {
+		if got, err := d.sysctl.read(path); err != nil || got != want {
+			t.Errorf("%s is %q, want %s: %v", path, got, want, err)
 		}
 	}
 }
