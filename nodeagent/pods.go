@@ -97,7 +97,7 @@ func (p *Pods) labels(ctx context.Context, pod *corev1.Pod) (identity.Labels, er
 		}
 	}
 	var config v1alpha1.CiliumConfig
-	cluster := "default"
+	cluster := v1alpha1.DefaultClusterName
 	if err := p.cache.Get(ctx, types.NamespacedName{Name: v1alpha1.ConfigName}, &config); err == nil && config.Spec.ClusterName != "" {
 		cluster = config.Spec.ClusterName
 	}

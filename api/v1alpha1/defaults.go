@@ -5,6 +5,8 @@ package v1alpha1
 // What holds where CiliumConfig says nothing. The schema has the same as far as it can say it (a test compares them);
 // these are for when there is no CiliumConfig at all.
 const (
+	// DefaultClusterName is one of the labels of every identity.
+	DefaultClusterName = "default"
 	// DefaultIPv4Pool is used when spec.ipam is absent, or there is no CiliumConfig.
 	DefaultIPv4Pool = "10.0.0.0/8"
 	// DefaultIPv4MaskSize is the prefix length of what a node gets of an IPv4 pool.

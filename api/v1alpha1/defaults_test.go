@@ -3,6 +3,7 @@
 package v1alpha1_test
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,7 +25,8 @@ func TestSchemaHasTheDefaultsOfTheCode(t *testing.T) {
 	if err := yaml.Unmarshal(raw, &crd); err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]int32{
+	for path, want := range map[string]any{
+		"spec.clusterName":                     v1alpha1.DefaultClusterName,
 		"spec.routing.tunnelPort":              v1alpha1.DefaultTunnelPort,
 		"spec.conntrack.maxEntries":            v1alpha1.DefaultConntrackMaxEntries,
 		"spec.conntrack.unansweredPerEndpoint": v1alpha1.DefaultUnansweredPerEndpoint,
@@ -33,9 +35,9 @@ func TestSchemaHasTheDefaultsOfTheCode(t *testing.T) {
 		for _, name := range strings.Split(path, ".") {
 			at = at.Properties[name]
 		}
-		var got int32
-		if at.Default == nil || yaml.Unmarshal(at.Default.Raw, &got) != nil || got != want {
-			t.Errorf("%s: the schema has %+v, the code %d", path, at.Default, want)
+		text, err := json.Marshal(want)
+		if err != nil || at.Default == nil || string(at.Default.Raw) != string(text) {
+			t.Errorf("%s: the schema has %+v, the code %v", path, at.Default, want)
 		}
 	}
 	absent := (&v1alpha1.CiliumConfigSpec{}).EffectiveIPAM()
