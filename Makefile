@@ -15,7 +15,6 @@ LDFLAGS := -s -w -X github.com/kube-cilium/kube-cilium/internal/version.Version=
 CLUSTER ?= demo
 WORKERS ?= 2
 INSTALL_DIR ?= $(HOME)/.local/bin
-KUBECTL ?= kubectl
 # What eBPF and its generated code are made with; the packages of a test cluster are in test/cluster/packages.txt.
 DEV_PACKAGES := clang-19 llvm-19 libbpf-dev procps git make
 BINARIES := cilium-agent cilium-operator cilium-cni
@@ -32,7 +31,7 @@ help: ## Show this help.
 ##@ A real cluster
 
 .PHONY: up
-up: build plugins test-cluster ## Bring a real cluster up on this machine, on our network, with the demo. CLUSTER=, WORKERS=
+up: build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Bring a real cluster up on this machine, on our network, with the demo. CLUSTER=, WORKERS=
 	@$(TEST_CLUSTER) up --name $(CLUSTER) --workers $(WORKERS) --cni ours
 	@eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"; set -e; export PATH="$(CURDIR)/bin:$$PATH"; \
 	kubectl apply -f test/cluster/demo/demo.yaml >/dev/null; \
@@ -63,6 +62,7 @@ plugins: bin/kubectl-cilium bin/kubectl-hubble ## Build both kubectl plugins and
 	install -m 0755 bin/kubectl-cilium bin/kubectl-hubble $(INSTALL_DIR)/
 	ln -sf kubectl-cilium $(INSTALL_DIR)/kubectl_complete-cilium
 	ln -sf kubectl-hubble $(INSTALL_DIR)/kubectl_complete-hubble
+	@case ":$$PATH:" in *":$(INSTALL_DIR):"*) ;; *) echo "add $(INSTALL_DIR) to PATH, or kubectl will not find them" >&2;; esac
 
 .PHONY: bin/kubectl-cilium bin/kubectl-hubble
 bin/kubectl-cilium bin/kubectl-hubble: bin/%:
@@ -86,9 +86,11 @@ push: test-cluster ## Push our images. REGISTRY=registry.example/team
 	$(TEST_CLUSTER) images --out dist --push $(REGISTRY)
 
 .PHONY: build-installer
-build-installer: ## Write dist/install.yaml, everything that config/default installs.
+build-installer: test-cluster ## Write dist/install.yaml, everything that config/default installs.
 	@mkdir -p dist
-	$(KUBECTL) kustomize config/default > dist/install.yaml
+	$(TEST_CLUSTER) build
+	$$($(TEST_CLUSTER) assets)/kubectl kustomize config/default > dist/install.yaml.new
+	mv dist/install.yaml.new dist/install.yaml
 
 ##@ Develop
 
@@ -107,7 +109,7 @@ verify-generated: generate manifests ## Fail when what is committed is not what 
 	git diff --exit-code -- api bpf config internal
 
 .PHONY: fmt
-fmt: ## Format Go and eBPF C.
+fmt: ## Format Go.
 	gofmt -w $$(git ls-files '*.go' | grep -v zz_generated)
 
 .PHONY: lint
@@ -132,7 +134,7 @@ test-kernel: test-cluster ## Run all tests but the end-to-end ones, with root, t
 	cd test/cluster && KUBE_CILIUM_TEST_ROOT=1 go test -count=1 -p 1 -timeout 10m ./...
 
 .PHONY: test-e2e
-test-e2e: build plugins test-cluster ## Run the end-to-end tests on real clusters.
+test-e2e: build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Run the end-to-end tests on real clusters.
 	KUBE_CILIUM_TEST_ROOT=1 TEST_CLUSTER=$(TEST_CLUSTER) go test -count=1 -v -timeout 30m ./test/e2e/...
 
 .PHONY: bench

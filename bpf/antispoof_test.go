@@ -29,7 +29,7 @@ func solicitation(src, target netip.Addr) []byte {
 	return discovery(135, src, gateway6, target).frame()
 }
 
-// TestSpoofing: REGRESSIONS row 37 and the like. A pod has its own name and no other.
+// TestSpoofing: CVE-2020-10749 and the like. A pod has its own name and no other.
 func TestSpoofing(t *testing.T) {
 	w := newWorld(t, nil)
 	type row struct {
@@ -165,7 +165,7 @@ func TestGateway(t *testing.T) {
 		expect(t, bpf.MapsReasonFORWARD_ANSWERED, redirect, advertisement(allNodes, 0xa0000000))
 }
 
-// TestUnknownInterface: REGRESSIONS, closed from the first packet.
+// TestUnknownInterface: closed from the first packet.
 func TestUnknownInterface(t *testing.T) {
 	w := newWorld(t, nil)
 	if err := w.maps.Maps[bpf.MapsMapPodInterfaces].Delete(uint32(loopback)); err != nil {

@@ -85,7 +85,7 @@ func (m model) packet(p packet) modelKey {
 }
 
 // TestConntrackModel sends random packets between two pods, from both sides, and compares the tables with the model
-// after each. REGRESSIONS row 4 (GHSA-c66w-hq56-4q97): an echo request of the other side is its own connection.
+// after each. GHSA-c66w-hq56-4q97: an echo request of the other side is its own connection.
 func TestConntrackModel(t *testing.T) {
 	onOneCPU(t)
 	w := newWorld(t, nil)

@@ -309,8 +309,14 @@ static __always_inline int enter(struct __sk_buff *skb, struct pkt *p)
 		return peer && peer->flags & PEER_LOCAL ? DROP_UNKNOWN_TARGET :
 							  FORWARD_NOT_OURS;
 	}
-	if (local->flags & ENDPOINT_HOST)
+	if (local->flags & ENDPOINT_HOST) {
+		/* Our tunnel device hears on every address of the host, and would believe a frame that came by this one. */
+		if (to_tunnel_port(p) &&
+		    !(p->ipv6 ? same_addr(&p->t.daddr, &node_ipv6) :
+				same_addr(&p->t.daddr, &node_ipv4)))
+			return DROP_ENCAP_PROHIBITED;
 		return to_host(skb, p);
+	}
 	return from_network(skb, p, local);
 }
 

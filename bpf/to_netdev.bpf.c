@@ -129,6 +129,14 @@ static __always_inline int leave(struct __sk_buff *skb, struct pkt *p)
 		return FORWARD_NOT_OURS;
 	if (unlikely(p->fragment) && fragment_ports(p))
 		return FORWARD_NOT_OURS;
+	/* What goes to a tunnel is ours and marked; anybody else's would be believed to come from this node's pods. */
+	if (unlikely(p->t.proto == IPPROTO_UDP && tunnel_port &&
+		     p->t.dport == bpf_htons(tunnel_port))) {
+		struct peer *peer = peer_of(&p->t.daddr);
+
+		if (peer && peer->flags & PEER_NODE)
+			return DROP_ENCAP_PROHIBITED;
+	}
 	local = bpf_map_lookup_elem(&endpoints, &p->t.saddr);
 	if (!local)
 		return FORWARD_NOT_OURS;

@@ -124,6 +124,21 @@ func TestNeighFallback(t *testing.T) {
 	})
 }
 
+// TestForgedTunnelFrames: only our own programs speak to a tunnel. A socket of the host, or a pod's packet that became
+// the host's, would be believed to come from any pod of this node; and a node hears only at its underlay address.
+func TestForgedTunnelFrames(t *testing.T) {
+	w := newWorld(t, nil)
+	frame := packet{src: node4, dst: peer4, proto: protoUDP, sport: 50000, dport: vxlanPort}.frame()
+	w.run("to_netdev", frame).expect(t, bpf.MapsReasonDROP_ENCAP_PROHIBITED, shot, nil)
+	w.run("to_netdev", frame, func(c *context) { c.Mark = markOf(bpf.MapsMarkMARK_DELIVERED, 0) }).expect(t, bpf.MapsReasonFORWARD_TO_NETWORK, next, frame)
+
+	second := netip.MustParseAddr("192.0.2.77")
+	w.put(bpf.MapsMapEndpoints, bpf.AddrFrom(second), bpf.Endpoint{Identity: 1, Flags: uint16(bpf.MapsEndpointFlagsENDPOINT_HOST)})
+	outer, inner := fromFar(podA4)
+	outer.dst = second
+	w.run("from_netdev", outer.vxlan(idFar, inner.frame())).expect(t, bpf.MapsReasonDROP_ENCAP_PROHIBITED, shot, nil)
+}
+
 // TestNotOurs: what is not ours passes untouched.
 func TestNotOurs(t *testing.T) {
 	w := newWorld(t, nil)
@@ -133,14 +148,13 @@ func TestNotOurs(t *testing.T) {
 		prog  string
 		frame []byte
 	}{
-		"SSH to the host":           {"from_netdev", host.frame()},
-		"its answer":                {"to_netdev", host.reply().frame()},
-		"ping to the host":          {"from_netdev", ping6.frame()},
-		"ARP":                       {"from_netdev", arp(nodeMAC, wireMAC, 1, wireMAC, out4, mac{}, node4)},
-		"discovery":                 {"from_netdev", discovery(135, out6, node6, node6).frame()},
-		"forwarded by somebody":     {"from_netdev", host.with(func(p *packet) { p.dst = netip.MustParseAddr("198.51.100.9") }).frame()},
-		"another program's packet":  {"to_netdev", host.with(func(p *packet) { p.src = netip.MustParseAddr("198.51.100.9") }).frame()},
-		"the device's tunnel frame": {"to_netdev", packet{src: node4, dst: peer4, proto: protoUDP, sport: 50000, dport: vxlanPort}.frame()},
+		"SSH to the host":          {"from_netdev", host.frame()},
+		"its answer":               {"to_netdev", host.reply().frame()},
+		"ping to the host":         {"from_netdev", ping6.frame()},
+		"ARP":                      {"from_netdev", arp(nodeMAC, wireMAC, 1, wireMAC, out4, mac{}, node4)},
+		"discovery":                {"from_netdev", discovery(135, out6, node6, node6).frame()},
+		"forwarded by somebody":    {"from_netdev", host.with(func(p *packet) { p.dst = netip.MustParseAddr("198.51.100.9") }).frame()},
+		"another program's packet": {"to_netdev", host.with(func(p *packet) { p.src = netip.MustParseAddr("198.51.100.9") }).frame()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w.t = t

@@ -253,7 +253,7 @@ func TestIdentities(t *testing.T) {
 		}
 	})
 
-	// REGRESSIONS row 49 (cilium #28645, #24502): after a restart identities had other numbers, or were let go before all
+	// cilium #28645, #24502: after a restart identities had other numbers, or were let go before all
 	// that used them had been read.
 	t.Run("#28645: a restart changes no number", func(t *testing.T) {
 		before := map[string]identity.Number{}

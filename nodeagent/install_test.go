@@ -107,7 +107,7 @@ func TestInstallRefusesBesideAnotherCNI(t *testing.T) {
 	nodetest.Must(t, i.ensure())
 }
 
-// REGRESSIONS row 50 (cilium #30609, #16669): an agent that ended took its configuration along, the node became
+// cilium #30609, #16669: an agent that ended took its configuration along, the node became
 // NotReady and its pods were evicted.
 func TestConfigurationStaysWhenTheAgentEnds_30609(t *testing.T) {
 	i := newInstall(t)

@@ -174,6 +174,19 @@ device:
  * The address must be the node's own, or lie where the node's addresses are.
  * Returns 0 or a drop.
  */
+static __always_inline bool to_tunnel_port(const struct pkt *p)
+{
+	return tunnel_port && p->t.proto == IPPROTO_UDP &&
+	       p->t.dport == bpf_htons(tunnel_port);
+}
+
+/* addr_equal() with a constant of config.h, which is volatile. */
+static __always_inline bool same_addr(const union addr *a,
+				      const volatile union addr *b)
+{
+	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
+}
+
 static __always_inline int accept_tunnel(const union addr *outer,
 					 const union addr *inner, __u32 vni)
 {

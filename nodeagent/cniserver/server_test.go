@@ -268,7 +268,7 @@ func atLeast(v, other string) bool {
 	return ok && err == nil
 }
 
-// REGRESSIONS row 50 (cilium #22067, #23486): a full node could not delete pods without its agent, so nothing made room
+// cilium #22067, #23486: a full node could not delete pods without its agent, so nothing made room
 // for the agent. A DEL is queued, and STATUS goes on succeeding in a boot that was ready.
 func TestAgentAway(t *testing.T) {
 	r := newRuntime(t)

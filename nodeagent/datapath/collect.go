@@ -286,7 +286,7 @@ func (r *round) sweep(table *ebpf.Map) (removed, left int, err error) {
 			continue
 		}
 		if c.Flags&uint16(bpf.MapsConnFlagsCONN_MASQUERADED) != 0 {
-			if err := r.removePointer(pointerOf(k, c)); err != nil {
+			if err := r.removePointer(pointerOf(k, c), originOf(k, c)); err != nil {
 				return removed, left, err
 			}
 		}
@@ -298,14 +298,24 @@ func (r *round) sweep(table *ebpf.Map) (removed, left int, err error) {
 	return removed, left, nil
 }
 
-// removePointer deletes only what is a pointer: the name may be a connection of the host's by now.
-func (r *round) removePointer(k bpf.FlowKey) error {
+// originOf is the side that began the connection.
+func originOf(k bpf.FlowKey, c bpf.Conn) flowSide {
+	if c.Flags&uint16(bpf.MapsConnFlagsCONN_FROM_HI) != 0 {
+		return flowSide{k.Hi, k.HiPort}
+	}
+	return flowSide{k.Lo, k.LoPort}
+}
+
+// removePointer deletes only a pointer that leads back to origin: the name may be a connection of the host's by now, or
+// that of another pod's.
+func (r *round) removePointer(k bpf.FlowKey, origin flowSide) error {
 	for _, table := range []*ebpf.Map{r.answered, r.host} {
 		if table == nil {
 			continue
 		}
 		var c bpf.Conn
-		if err := table.Lookup(k, &c); err != nil || c.Flags&uint16(bpf.MapsConnFlagsCONN_POINTER) == 0 {
+		if err := table.Lookup(k, &c); err != nil || c.Flags&uint16(bpf.MapsConnFlagsCONN_POINTER) == 0 ||
+			c.Addr != origin.addr || c.Port != origin.port {
 			continue
 		}
 		if err := table.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {

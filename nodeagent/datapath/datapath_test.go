@@ -146,7 +146,7 @@ func TestArraysAreNotReportedAsFull(t *testing.T) {
 	}
 }
 
-// REGRESSIONS row 50 (cilium #30609): a node whose agent stopped lost all its network. Neither pods nor the host need a
+// cilium #30609: a node whose agent stopped lost all its network. Neither pods nor the host need a
 // live agent, for old flows or new ones.
 func TestTrafficNeedsNoAgent_30609(t *testing.T) {
 	f := newFixture(t)
@@ -169,7 +169,7 @@ func TestTrafficNeedsNoAgent_30609(t *testing.T) {
 	running.end(t, 0)
 }
 
-// REGRESSIONS rows 35 and 37 (CVE-2020-8558; CVE-2020-10749, CVE-2020-11091, CVE-2020-13597): neighbours reached the
+// CVE-2020-8558; CVE-2020-10749, CVE-2020-11091, CVE-2020-13597: neighbours reached the
 // node's loopback, and pods' router advertisements made its routes.
 func TestHostEndsListenToNoRouters_CVE_2020_13597(t *testing.T) {
 	f := newFixture(t)

@@ -432,8 +432,20 @@ func TestCollectorTakesWhatIsOver(t *testing.T) {
 	must(t, ct.Put(alive, conn(answered, now)))
 	must(t, ct.Put(dead, deadConn))
 	must(t, ct.Put(departed, departedConn))
-	must(t, ct.Put(pointerOf(dead, deadConn), conn(answered|pointer, now)))
-	must(t, ct.Put(pointerOf(departed, departedConn), conn(answered|pointer, now)))
+	leads := func(k bpf.FlowKey, c bpf.Conn) bpf.Conn {
+		p := conn(answered|pointer, now)
+		p.Addr, p.Port = originOf(k, c).addr, originOf(k, c).port
+		return p
+	}
+	must(t, ct.Put(pointerOf(dead, deadConn), leads(dead, deadConn)))
+	must(t, ct.Put(pointerOf(departed, departedConn), leads(departed, departedConn)))
+	// A pointer that has taken the port since leads to another pod's connection, and stays.
+	reused := conn(answered|masq, now-100000)
+	reused.Addr, reused.Port = bpf.AddrFrom(node4), networkOrder(40003)
+	reusedKey := key(p.IPv4, 4)
+	must(t, ct.Put(reusedKey, reused))
+	taken := pointerOf(reusedKey, reused)
+	must(t, ct.Put(taken, leads(alive, conn(answered, now))))
 	// A connection of the host that has taken the name since is no pointer.
 	other := deadConn
 	other.Port = networkOrder(40002)
@@ -449,11 +461,11 @@ func TestCollectorTakesWhatIsOver(t *testing.T) {
 	must(t, err)
 	left := contents[bpf.FlowKey, bpf.Conn](t, d, bpf.MapsMapConntrack)
 	for k := range left {
-		if k != alive && k != host {
+		if k != alive && k != host && k != taken {
 			t.Errorf("left: %+v", k)
 		}
 	}
-	if len(left) != 2 || removed < 3 {
+	if len(left) != 3 || removed < 4 {
 		t.Errorf("%d left, %d removed", len(left), removed)
 	}
 	var c bpf.Conn
