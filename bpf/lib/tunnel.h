@@ -169,11 +169,6 @@ device:
 	return p->action == TC_REDIRECT ? FORWARD_TO_TUNNEL : DROP_REDIRECT;
 }
 
-/*
- * May the node at `outer` send from the address `inner` with this identity?
- * The address must be the node's own, or lie where the node's addresses are.
- * Returns 0 or a drop.
- */
 static __always_inline bool to_tunnel_port(const struct pkt *p)
 {
 	return tunnel_port && p->t.proto == IPPROTO_UDP &&
@@ -187,6 +182,11 @@ static __always_inline bool same_addr(const union addr *a,
 	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
 }
 
+/*
+ * May the node at `outer` send from the address `inner` with this identity?
+ * The address must be the node's own, or lie where the node's addresses are.
+ * Returns 0 or a drop.
+ */
 static __always_inline int accept_tunnel(const union addr *outer,
 					 const union addr *inner, __u32 vni)
 {
