@@ -29,7 +29,25 @@ type Verdict uint8
 const (
 	Allow Verdict = 1
 	Deny  Verdict = 2
+	// Pass leaves the rest of its tier out; only tables with a Next hold it.
+	Pass Verdict = 3
+	// Audit decides nothing; no table holds it.
+	Audit Verdict = 4
 )
+
+func (v Verdict) String() string {
+	switch v {
+	case Allow:
+		return "allow"
+	case Deny:
+		return "deny"
+	case Pass:
+		return "pass"
+	case Audit:
+		return "audit"
+	}
+	return "none"
+}
 
 // Peer is the other end, as a table knows it: 0 is everyone, a number below ClassBit an identity, with ClassBit a class
 // of addresses. Identities that are pending are nobody in particular: only Anyone and classes match them.
@@ -71,6 +89,10 @@ type Table struct {
 	Entries map[Key]Entry
 	// Default is the rule of the default deny: the policies that select the pod in this direction.
 	Default RuleID
+	// Next is the table of the next tier: asked when nothing here matches, or a Pass does; then Default is 0. Nil for
+	// the last one, and always where only NetworkPolicy speaks. A last table without Default allows what it does not
+	// match.
+	Next *Table
 }
 
 // Keys in one order.
