@@ -41,10 +41,13 @@ type Event struct {
 	Endpoint uint16 `json:"endpoint,omitempty"`
 	// Interface is the name at the time of reading, or the number where the interface was already gone.
 	Interface string `json:"interface,omitempty"`
+	// Ifindex is its number; 0: none.
+	Ifindex uint32 `json:"ifindex,omitempty"`
 	// Length in bytes of the packet as the hook saw it.
 	Length uint32 `json:"length"`
-	// Rule that decided; 0: none.
-	Rule uint32 `json:"rule,omitempty"`
+	// Rules that decided, by policy.Direction: of the source's egress and of the destination's ingress. 0: not judged
+	// here, or no policy selects the pod.
+	Rules [2]uint32 `json:"rules,omitzero"`
 }
 
 // Party is one side of a packet.
@@ -58,6 +61,8 @@ type Party struct {
 	Name string `json:"name,omitempty"`
 	// Labels of the identity; filled in by the plugin.
 	Labels []string `json:"labels,omitempty"`
+	// Who had the address when the event was seen; nil where that is not known. Filled in by the agent.
+	Who *Who `json:"-"`
 }
 
 // Clean makes every string of an event that came over a wire fit for a terminal.

@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 )
 
 // Format is how a Printer writes an event.
@@ -119,8 +121,10 @@ func (e Event) summary() []string {
 	if e.Translated != (netip.AddrPort{}) {
 		all = append(all, "as "+e.Translated.String())
 	}
-	if e.Rule != 0 {
-		all = append(all, "rule "+strconv.FormatUint(uint64(e.Rule), 10))
+	for direction, rule := range e.Rules {
+		if rule != 0 {
+			all = append(all, policy.Direction(direction).String()+" rule "+strconv.FormatUint(uint64(rule), 10))
+		}
 	}
 	return all
 }

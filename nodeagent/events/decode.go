@@ -12,6 +12,7 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/bpf"
 	"github.com/kube-cilium/kube-cilium/internal/flow"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 )
 
 var (
@@ -56,20 +57,29 @@ func Event(e *bpf.Event, boot time.Time, iface string) flow.Event {
 		Ingress:     has(e, bpf.MapsEventFlagsEVENT_INGRESS),
 		Fragment:    has(e, bpf.MapsEventFlagsEVENT_FRAGMENT),
 		Tunnel:      has(e, bpf.MapsEventFlagsEVENT_TUNNEL),
-		Endpoint:    e.Endpoint, Interface: iface, Length: e.Length, Rule: e.Rule,
+		Endpoint:    e.Endpoint, Interface: iface, Ifindex: e.Ifindex, Length: e.Length,
+	}
+	out.Rules[policy.Egress] = e.Rule
+	if out.Ingress {
+		out.Rules = [2]uint32{policy.Ingress: e.Rule}
 	}
 	if iface == "" && e.Ifindex != 0 {
 		out.Interface = "if" + strconv.FormatUint(uint64(e.Ifindex), 10)
 	}
 	if has(e, bpf.MapsEventFlagsEVENT_DIRECTION_KNOWN) {
-		reply := has(e, bpf.MapsEventFlagsEVENT_REPLY)
-		out.Reply = &reply
+		out.Reply = &forward
+		if has(e, bpf.MapsEventFlagsEVENT_REPLY) {
+			out.Reply = &reply
+		}
 	}
 	if has(e, bpf.MapsEventFlagsEVENT_TRANSLATED) {
 		out.Translated = netip.AddrPortFrom(e.XlateAddr.IP(), hostOrder(e.XlatePort))
 	}
 	return out
 }
+
+// forward and reply are what Event.Reply points to: an allocation for each event would be most of its cost.
+var forward, reply = false, true
 
 func has(e *bpf.Event, flag bpf.MapsEventFlags) bool { return uint32(e.Flags)&uint32(flag) != 0 }
 

@@ -189,12 +189,12 @@ func TestHistoryGoesRound(t *testing.T) {
 		r.take(numbered(i))
 	}
 	past, _ := r.Subscribe(3, 1)
-	if len(past) != 3 || past[0].Rule != History+7 || past[2].Rule != History+9 {
+	if len(past) != 3 || past[0].Rules[1] != History+7 || past[2].Rules[1] != History+9 {
 		t.Errorf("last three %+v", past)
 	}
 	past, _ = r.Subscribe(1<<30, 1)
-	if len(past) != History || past[0].Rule != 10 {
-		t.Errorf("%d events from %d on", len(past), past[0].Rule)
+	if len(past) != History || past[0].Rules[1] != 10 {
+		t.Errorf("%d events from %d on", len(past), past[0].Rules[1])
 	}
 }
 
@@ -229,7 +229,7 @@ func TestSocket(t *testing.T) {
 	r.take(numbered(1))
 	r.take(numbered(2))
 	var rules []uint32
-	get := func(m flow.Message) error { rules = append(rules, m.Event.Rule); return nil }
+	get := func(m flow.Message) error { rules = append(rules, m.Event.Rules[1]); return nil }
 	for range 100 {
 		if err = Read(t.Context(), path, Request{Last: 1}, get); !errors.Is(err, ErrAgentAway) {
 			break
@@ -246,7 +246,7 @@ func TestSocket(t *testing.T) {
 	rules = nil
 	enough := errors.New("enough")
 	err = Read(t.Context(), path, Request{Last: 1, Follow: true, Types: []flow.Type{flow.Drop}}, func(m flow.Message) error {
-		rules = append(rules, m.Event.Rule)
+		rules = append(rules, m.Event.Rules[1])
 		if len(rules) == 1 { // subscribed by now: what comes next must arrive, but for the trace
 			trace := sample()
 			trace.Type, trace.Reason = uint8(flow.Trace), 1
@@ -292,7 +292,7 @@ func TestReadsTheKernelsRing(t *testing.T) {
 	emit(t, ring, append(raw(sample()), make([]byte, 16)...))
 	select {
 	case e := <-sub.C():
-		if e.Rule != 9 || e.Interface != "lo" {
+		if e.Rules[1] != 9 || e.Interface != "lo" {
 			t.Errorf("got %+v", e)
 		}
 	case <-time.After(10 * time.Second):

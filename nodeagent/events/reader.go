@@ -32,13 +32,23 @@ type Stats struct {
 	Received uint64
 	// Short and OutOfRange records were left out.
 	Short, OutOfRange uint64
-	// Lost events did not fit a subscriber's queue; one event lost by two subscribers counts twice.
+	// Lost events did not fit a subscriber's queue; one event lost by two subscribers counts twice. What the kernel could
+	// not put into the ring is counted by the programs.
 	Lost uint64
+}
+
+// Sink gets every event, in order, on the reader's goroutine: it must be quick, must not wait for anybody and must not
+// keep the slice. What an event points to may be kept.
+type Sink interface {
+	Take([]flow.Event)
 }
 
 // Reader is the one reader of the node's ring buffer.
 type Reader struct {
 	ring  *ringbuf.Reader
+	who   flow.Names // nil: addresses stay without names
+	sinks []Sink
+	batch []flow.Event
 	names *interfaceNames
 	clock *clock
 	log   logr.Logger
@@ -72,9 +82,18 @@ func NewReader(ring *ebpf.Map, log logr.Logger) (*Reader, error) {
 	return &Reader{ring: r, names: names, clock: new(clock), log: log, subscribers: map[*Subscription]struct{}{}}, nil
 }
 
+// maxBatch is how many events are handed on at once, at most.
+const maxBatch = 128
+
+// Attach says who has names and who wants every event. It comes before Run.
+func (r *Reader) Attach(names flow.Names, sinks ...Sink) {
+	r.who, r.sinks = names, append(r.sinks, sinks...)
+}
+
 // Run reads until ctx is done, then closes the ring and every subscription. It may be called once.
 func (r *Reader) Run(ctx context.Context) error {
 	defer r.close()
+	defer r.flush()
 	defer context.AfterFunc(ctx, func() { _ = r.ring.Close() })()
 	var rec ringbuf.Record
 	r.ring.SetDeadline(time.Now().Add(interval))
@@ -84,6 +103,7 @@ func (r *Reader) Run(ctx context.Context) error {
 			return nil
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
+			r.flush()
 			r.ring.SetDeadline(time.Now().Add(interval))
 			continue
 		}
@@ -91,10 +111,25 @@ func (r *Reader) Run(ctx context.Context) error {
 			return fmt.Errorf("read ring buffer events: %w", err)
 		}
 		r.take(rec.RawSample)
+		if len(r.batch) == maxBatch || rec.Remaining == 0 {
+			r.flush()
+		}
 	}
 }
 
-// take decodes one record and hands it on.
+// flush hands the events taken since the last time to every sink.
+func (r *Reader) flush() {
+	if len(r.batch) == 0 {
+		return
+	}
+	for _, s := range r.sinks {
+		s.Take(r.batch)
+	}
+	clear(r.batch) // holds nobody's names
+	r.batch = r.batch[:0]
+}
+
+// take decodes one record, hands it to the subscribers and keeps it for the sinks.
 func (r *Reader) take(raw []byte) {
 	first := r.received.Add(1) == 1
 	e, err := Decode(raw)
@@ -114,6 +149,9 @@ func (r *Reader) take(raw []byte) {
 		r.log.V(1).Info("first event of the ring buffer")
 	}
 	rec := record{event: e, boot: r.clock.boot(), iface: r.names.name(e.Ifindex)}
+	if len(r.sinks) > 0 {
+		r.batch = append(r.batch, r.named(&rec))
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.remember(rec)
@@ -125,6 +163,20 @@ func (r *Reader) take(raw []byte) {
 			r.lost.Add(1)
 		}
 	}
+}
+
+// named is the event with who has its addresses now.
+func (r *Reader) named(rec *record) flow.Event {
+	e := Event(&rec.event, rec.boot, rec.iface)
+	if r.who == nil {
+		return e
+	}
+	for _, p := range [...]*flow.Party{&e.Source, &e.Destination} {
+		if p.Address.IsValid() {
+			p.Who = r.who.Address(p.Address)
+		}
+	}
+	return e
 }
 
 func (r *Reader) remember(rec record) {
