@@ -30,6 +30,66 @@ type EndpointIdentity struct {
 	Labels []string `json:"labels,omitempty"`
 }
 
+// MaxRecentDrops is how many kinds of drops an endpoint remembers.
+const MaxRecentDrops = 8
+
+// DirectionPolicy is what policy says of one direction of a pod's connections.
+type DirectionPolicy struct {
+	// enforced is true when a policy selects the pod in this direction; else everything passes.
+	Enforced bool `json:"enforced"`
+	// policies that select the pod in this direction, as "kind namespace/name"; the first 64.
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=384
+	// +listType=atomic
+	// +optional
+	Policies []string `json:"policies,omitempty"`
+	// entries of the verdict table in the kernel.
+	// +optional
+	Entries int32 `json:"entries,omitempty"`
+}
+
+// EndpointPolicy is the policy in force for a pod.
+type EndpointPolicy struct {
+	// ingress of the pod: connections to it.
+	// +optional
+	Ingress DirectionPolicy `json:"ingress,omitzero"`
+	// egress of the pod: connections that it opens.
+	// +optional
+	Egress DirectionPolicy `json:"egress,omitzero"`
+}
+
+// EndpointDrop is packets of a pod that went nowhere, all of one kind.
+type EndpointDrop struct {
+	// time of the last one.
+	Time metav1.Time `json:"time"`
+	// reason, as in flows.
+	// +kubebuilder:validation:MaxLength=64
+	Reason string `json:"reason"`
+	// direction as the pod sees it.
+	// +kubebuilder:validation:Enum=Ingress;Egress
+	// +optional
+	Direction string `json:"direction,omitempty"`
+	// peer is namespace/name of the other pod, or an address.
+	// +kubebuilder:validation:MaxLength=320
+	// +optional
+	Peer string `json:"peer,omitempty"`
+	// protocol, such as TCP.
+	// +kubebuilder:validation:MaxLength=16
+	// +optional
+	Protocol string `json:"protocol,omitempty"`
+	// port of the destination; 0 where the protocol has none.
+	// +optional
+	Port int32 `json:"port,omitempty"`
+	// policies that denied it, as "kind namespace/name".
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=384
+	// +listType=atomic
+	// +optional
+	Policies []string `json:"policies,omitempty"`
+	// count of such packets that the agent was told of since it started.
+	Count int64 `json:"count"`
+}
+
 // CiliumEndpointStatus is one pod's network on its node.
 type CiliumEndpointStatus struct {
 	// id of the endpoint, unique on its node.
@@ -58,7 +118,15 @@ type CiliumEndpointStatus struct {
 	// interface is the host's end of the pod's veth pair.
 	// +optional
 	Interface string `json:"interface,omitempty"`
-	// conditions hold Ready.
+	// policy in force for the pod.
+	// +optional
+	Policy EndpointPolicy `json:"policy,omitzero"`
+	// recentDrops are the last packets of the pod that went nowhere, the latest first.
+	// +kubebuilder:validation:MaxItems=8
+	// +listType=atomic
+	// +optional
+	RecentDrops []EndpointDrop `json:"recentDrops,omitempty"`
+	// conditions hold Ready and PolicyEnforced.
 	// +listType=map
 	// +listMapKey=type
 	// +optional

@@ -7,6 +7,24 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // MaxEndpointsPerSlice keeps a slice small, so that one pod's change rewrites little.
 const MaxEndpointsPerSlice = 64
 
+// MaxPortsPerEndpoint bounds the named ports of one pod in a slice.
+const MaxPortsPerEndpoint = 16
+
+// SlicePort is a container port with a name.
+type SlicePort struct {
+	// name of the port.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=15
+	Name string `json:"name"`
+	// protocol of the port.
+	// +kubebuilder:validation:Enum=TCP;UDP;SCTP
+	Protocol string `json:"protocol"`
+	// port number.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port"`
+}
+
 // SliceEndpoint is the addresses of one pod and who it is.
 type SliceEndpoint struct {
 	// namespace of the pod.
@@ -28,6 +46,11 @@ type SliceEndpoint struct {
 	// +kubebuilder:validation:Minimum=256
 	// +kubebuilder:validation:Maximum=16777215
 	Identity int64 `json:"identity"`
+	// ports are the pod's container ports that have a name: policies may use it.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=atomic
+	// +optional
+	Ports []SlicePort `json:"ports,omitempty"`
 }
 
 // CiliumEndpointSliceSpec is a part of the pods of one node.

@@ -92,6 +92,82 @@ type PacketCounter struct {
 	Bytes int64 `json:"bytes"`
 }
 
+// MaxPolicyExceptions bounds the exceptions that one kind's progress names.
+const MaxPolicyExceptions = 64
+
+// PolicyException is one policy that is not in force as it stands.
+type PolicyException struct {
+	// namespace of the policy; empty for kinds of the whole cluster.
+	// +kubebuilder:validation:MaxLength=63
+	// +optional
+	Namespace string `json:"namespace,omitempty"`
+	// name of the policy.
+	// +kubebuilder:validation:MaxLength=253
+	Name string `json:"name"`
+	// reason in one word.
+	// +kubebuilder:validation:MaxLength=64
+	Reason string `json:"reason"`
+	// message says what is in force instead, and what to do.
+	// +kubebuilder:validation:MaxLength=1024
+	// +optional
+	Message string `json:"message,omitempty"`
+}
+
+// PolicyProgress is how far one kind of policy is in force on the node.
+type PolicyProgress struct {
+	// kind of the policies, as kubectl names it.
+	// +kubebuilder:validation:MaxLength=63
+	Kind string `json:"kind"`
+	// inForce is the resourceVersion up to which every change of a policy of the kind is in force here, but for the
+	// exceptions. Compare it as a number with the policy's own.
+	// +kubebuilder:validation:MaxLength=32
+	// +optional
+	InForce string `json:"inForce,omitempty"`
+	// count of the policies that the node knows.
+	Count int32 `json:"count"`
+	// exceptions are policies of which a part is not in force, such as tables that do not fit; the first 64.
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	// +optional
+	Exceptions []PolicyException `json:"exceptions,omitempty"`
+}
+
+// HealthOutcome is what one way of asking a node said.
+type HealthOutcome struct {
+	// reachable is true when the last probe was answered.
+	Reachable bool `json:"reachable"`
+	// latencyMicros is how long the last answer took, in microseconds.
+	// +optional
+	LatencyMicros int64 `json:"latencyMicros,omitempty"`
+	// failingSince is when the first probe without an answer was sent; absent while reachable.
+	// +optional
+	FailingSince *metav1.Time `json:"failingSince,omitempty"`
+}
+
+// HealthProbe is how this node reaches one address of another.
+type HealthProbe struct {
+	// node that was asked.
+	// +kubebuilder:validation:MaxLength=253
+	Node string `json:"node"`
+	// address that was asked.
+	// +kubebuilder:validation:MaxLength=39
+	Address string `json:"address"`
+	// icmp is an echo request.
+	// +optional
+	ICMP HealthOutcome `json:"icmp,omitzero"`
+	// tcp is a connection to the agent there.
+	// +optional
+	TCP HealthOutcome `json:"tcp,omitzero"`
+}
+
+// FlowCounters count what the agent read from the datapath's ring buffer since it started.
+type FlowCounters struct {
+	// seen records.
+	Seen int64 `json:"seen"`
+	// lost records: the ring was full, or a record could not be read.
+	Lost int64 `json:"lost"`
+}
+
 // CiliumNodeReportStatus is what one agent says to people and to the operator.
 type CiliumNodeReportStatus struct {
 	// observedConfigGeneration is the generation of the CiliumConfig in force here; 0 means the defaults.
@@ -147,7 +223,23 @@ type CiliumNodeReportStatus struct {
 	// +listType=atomic
 	// +optional
 	Drops []PacketCounter `json:"drops,omitempty"`
-	// conditions are Ready, KernelSupported, DatapathReady, CNIConfigured.
+	// policies says for each kind of policy how far it is in force here.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=map
+	// +listMapKey=kind
+	// +optional
+	Policies []PolicyProgress `json:"policies,omitempty"`
+	// health is how this node reaches the others.
+	// +kubebuilder:validation:MaxItems=4096
+	// +listType=map
+	// +listMapKey=node
+	// +listMapKey=address
+	// +optional
+	Health []HealthProbe `json:"health,omitempty"`
+	// flows counts what the datapath told the agent.
+	// +optional
+	Flows FlowCounters `json:"flows,omitzero"`
+	// conditions are Ready, KernelSupported, DatapathReady, CNIConfigured, PolicyEnforced.
 	// +listType=map
 	// +listMapKey=type
 	// +optional

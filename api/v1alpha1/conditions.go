@@ -18,6 +18,9 @@ const (
 	ConditionKernelSupported = "KernelSupported"
 	// ConditionCNIConfigured is True on a CiliumNodeReport once kubelet can call the plugin.
 	ConditionCNIConfigured = "CNIConfigured"
+	// ConditionPolicyEnforced of CiliumNodeReport and CiliumEndpoint: the tables of every policy that concerns it are in
+	// the kernel.
+	ConditionPolicyEnforced = "PolicyEnforced"
 	// ConditionConnectedToAPI is False on a CiliumNodeReport that an agent last wrote before losing the API server.
 	ConditionConnectedToAPI = "ConnectedToAPI"
 )

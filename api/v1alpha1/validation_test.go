@@ -93,6 +93,9 @@ func TestBadObjectsAreRefused(t *testing.T) {
 		{slice, "a-0", endpoints("namespace: ns, name: p, addresses: [], identity: 256"), "spec.endpoints[0].addresses: Invalid value"},
 		{slice, "a-0", endpoints("namespace: ns, name: p, addresses: [10.0.0.1], identity: 1"), "spec.endpoints[0].identity: Invalid value"},
 		{slice, "a-0", endpoints("namespace: ns, name: p, addresses: [10.0.0.1], identity: 16777216"), "spec.endpoints[0].identity: Invalid value"},
+		{slice, "a-0", endpoints("namespace: ns, name: p, addresses: [10.0.0.1], identity: 256, ports: [{name: web, protocol: TCP, port: 80}, {name: dns, protocol: UDP, port: 53}]"), ""},
+		{slice, "a-0", endpoints("namespace: ns, name: p, addresses: [10.0.0.1], identity: 256, ports: [{name: web, protocol: ICMP, port: 80}]"), "spec.endpoints[0].ports[0].protocol: Unsupported value"},
+		{slice, "a-0", endpoints("namespace: ns, name: p, addresses: [10.0.0.1], identity: 256, ports: [{name: web, protocol: TCP, port: 0}]"), "spec.endpoints[0].ports[0].port: Invalid value"},
 		{slice, "a-0", endpoints("name: p, addresses: [10.0.0.1], identity: 256"), "spec.endpoints[0].namespace: Required value"},
 
 		{identity, "256", "spec: {labels: {'k8s:app': web}}", ""},

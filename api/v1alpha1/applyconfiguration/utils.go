@@ -48,10 +48,22 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.CiliumNodeStatusApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ConntrackConfig"):
 		return &apiv1alpha1.ConntrackConfigApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("DirectionPolicy"):
+		return &apiv1alpha1.DirectionPolicyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("EndpointDrop"):
+		return &apiv1alpha1.EndpointDropApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("EndpointIdentity"):
 		return &apiv1alpha1.EndpointIdentityApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("EndpointPolicy"):
+		return &apiv1alpha1.EndpointPolicyApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("FeatureReport"):
 		return &apiv1alpha1.FeatureReportApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("FlowCounters"):
+		return &apiv1alpha1.FlowCountersApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("HealthOutcome"):
+		return &apiv1alpha1.HealthOutcomeApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("HealthProbe"):
+		return &apiv1alpha1.HealthProbeApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("IPAMConfig"):
 		return &apiv1alpha1.IPAMConfigApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("IPAMReport"):
@@ -66,12 +78,18 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.NodeAddressApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("PacketCounter"):
 		return &apiv1alpha1.PacketCounterApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("PolicyException"):
+		return &apiv1alpha1.PolicyExceptionApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("PolicyProgress"):
+		return &apiv1alpha1.PolicyProgressApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ProgramReport"):
 		return &apiv1alpha1.ProgramReportApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("RoutingConfig"):
 		return &apiv1alpha1.RoutingConfigApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SliceEndpoint"):
 		return &apiv1alpha1.SliceEndpointApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("SlicePort"):
+		return &apiv1alpha1.SlicePortApplyConfiguration{}
 
 	}
 	return nil

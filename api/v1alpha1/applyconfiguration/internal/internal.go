@@ -188,6 +188,15 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: podUID
       type:
         scalar: string
+    - name: policy
+      type:
+        namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.EndpointPolicy
+    - name: recentDrops
+      type:
+        list:
+          elementType:
+            namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.EndpointDrop
+          elementRelationship: atomic
     - name: state
       type:
         namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.EndpointState
@@ -279,6 +288,18 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: endpoints
       type:
         scalar: numeric
+    - name: flows
+      type:
+        namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.FlowCounters
+    - name: health
+      type:
+        list:
+          elementType:
+            namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.HealthProbe
+          elementRelationship: associative
+          keys:
+          - node
+          - address
     - name: ipam
       type:
         list:
@@ -310,6 +331,14 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: podMTU
       type:
         scalar: numeric
+    - name: policies
+      type:
+        list:
+          elementType:
+            namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.PolicyProgress
+          elementRelationship: associative
+          keys:
+          - kind
     - name: programs
       type:
         list:
@@ -361,8 +390,53 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         scalar: numeric
       default: 1024
+- name: com.github.kube-cilium.kube-cilium.api.v1alpha1.DirectionPolicy
+  map:
+    fields:
+    - name: enforced
+      type:
+        scalar: boolean
+    - name: entries
+      type:
+        scalar: numeric
+    - name: policies
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: atomic
 - name: com.github.kube-cilium.kube-cilium.api.v1alpha1.Encapsulation
   scalar: string
+- name: com.github.kube-cilium.kube-cilium.api.v1alpha1.EndpointDrop
+  map:
+    fields:
+    - name: count
+      type:
+        scalar: numeric
+    - name: direction
+      type:
+        scalar: string
+    - name: peer
+      type:
+        scalar: string
+    - name: policies
+      type:
+        list:
+          elementType:
+            scalar: string
+          elementRelationship: atomic
+    - name: port
+      type:
+        scalar: numeric
+    - name: protocol
+      type:
+        scalar: string
+    - name: reason
+      type:
+        scalar: string
+    - name: time
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
 - name: com.github.kube-cilium.kube-cilium.api.v1alpha1.EndpointIdentity
   map:
     fields:
@@ -378,6 +452,15 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: pending
       type:
         scalar: boolean
+- name: com.github.kube-cilium.kube-cilium.api.v1alpha1.EndpointPolicy
+  map:
+    fields:
+    - name: egress
+      type:
+        namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.DirectionPolicy
+    - name: ingress
+      type:
+        namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.DirectionPolicy
 - name: com.github.kube-cilium.kube-cilium.api.v1alpha1.EndpointState
   scalar: string
 - name: com.github.kube-cilium.kube-cilium.api.v1alpha1.FeatureOutcome
@@ -397,6 +480,42 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: using
       type:
         scalar: string
+- name: com.github.kube-cilium.kube-cilium.api.v1alpha1.FlowCounters
+  map:
+    fields:
+    - name: lost
+      type:
+        scalar: numeric
+    - name: seen
+      type:
+        scalar: numeric
+- name: com.github.kube-cilium.kube-cilium.api.v1alpha1.HealthOutcome
+  map:
+    fields:
+    - name: failingSince
+      type:
+        namedType: io.k8s.apimachinery.pkg.apis.meta.v1.Time
+    - name: latencyMicros
+      type:
+        scalar: numeric
+    - name: reachable
+      type:
+        scalar: boolean
+- name: com.github.kube-cilium.kube-cilium.api.v1alpha1.HealthProbe
+  map:
+    fields:
+    - name: address
+      type:
+        scalar: string
+    - name: icmp
+      type:
+        namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.HealthOutcome
+    - name: node
+      type:
+        scalar: string
+    - name: tcp
+      type:
+        namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.HealthOutcome
 - name: com.github.kube-cilium.kube-cilium.api.v1alpha1.IPAMConfig
   map:
     fields:
@@ -498,6 +617,39 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: reason
       type:
         scalar: string
+- name: com.github.kube-cilium.kube-cilium.api.v1alpha1.PolicyException
+  map:
+    fields:
+    - name: message
+      type:
+        scalar: string
+    - name: name
+      type:
+        scalar: string
+    - name: namespace
+      type:
+        scalar: string
+    - name: reason
+      type:
+        scalar: string
+- name: com.github.kube-cilium.kube-cilium.api.v1alpha1.PolicyProgress
+  map:
+    fields:
+    - name: count
+      type:
+        scalar: numeric
+    - name: exceptions
+      type:
+        list:
+          elementType:
+            namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.PolicyException
+          elementRelationship: atomic
+    - name: inForce
+      type:
+        scalar: string
+    - name: kind
+      type:
+        scalar: string
 - name: com.github.kube-cilium.kube-cilium.api.v1alpha1.ProgramReport
   map:
     fields:
@@ -556,6 +708,24 @@ var schemaYAML = typed.YAMLObject(`types:
       type:
         scalar: string
     - name: namespace
+      type:
+        scalar: string
+    - name: ports
+      type:
+        list:
+          elementType:
+            namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.SlicePort
+          elementRelationship: atomic
+- name: com.github.kube-cilium.kube-cilium.api.v1alpha1.SlicePort
+  map:
+    fields:
+    - name: name
+      type:
+        scalar: string
+    - name: port
+      type:
+        scalar: numeric
+    - name: protocol
       type:
         scalar: string
 - name: io.k8s.apimachinery.pkg.apis.meta.v1.Condition

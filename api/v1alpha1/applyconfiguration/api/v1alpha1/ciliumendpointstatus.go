@@ -26,7 +26,11 @@ type CiliumEndpointStatusApplyConfiguration struct {
 	Addresses []string `json:"addresses,omitempty"`
 	// interface is the host's end of the pod's veth pair.
 	Interface *string `json:"interface,omitempty"`
-	// conditions hold Ready.
+	// policy in force for the pod.
+	Policy *EndpointPolicyApplyConfiguration `json:"policy,omitempty"`
+	// recentDrops are the last packets of the pod that went nowhere, the latest first.
+	RecentDrops []EndpointDropApplyConfiguration `json:"recentDrops,omitempty"`
+	// conditions hold Ready and PolicyEnforced.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 }
 
@@ -91,6 +95,27 @@ func (b *CiliumEndpointStatusApplyConfiguration) WithAddresses(values ...string)
 // If called multiple times, the Interface field is set to the value of the last call.
 func (b *CiliumEndpointStatusApplyConfiguration) WithInterface(value string) *CiliumEndpointStatusApplyConfiguration {
 	b.Interface = &value
+	return b
+}
+
+// WithPolicy sets the Policy field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Policy field is set to the value of the last call.
+func (b *CiliumEndpointStatusApplyConfiguration) WithPolicy(value *EndpointPolicyApplyConfiguration) *CiliumEndpointStatusApplyConfiguration {
+	b.Policy = value
+	return b
+}
+
+// WithRecentDrops adds the given value to the RecentDrops field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the RecentDrops field.
+func (b *CiliumEndpointStatusApplyConfiguration) WithRecentDrops(values ...*EndpointDropApplyConfiguration) *CiliumEndpointStatusApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithRecentDrops")
+		}
+		b.RecentDrops = append(b.RecentDrops, *values[i])
+	}
 	return b
 }
 

@@ -40,7 +40,13 @@ type CiliumNodeReportStatusApplyConfiguration struct {
 	IPAM []IPAMReportApplyConfiguration `json:"ipam,omitempty"`
 	// drops counts dropped packets by hook and reason, the non-zero ones.
 	Drops []PacketCounterApplyConfiguration `json:"drops,omitempty"`
-	// conditions are Ready, KernelSupported, DatapathReady, CNIConfigured.
+	// policies says for each kind of policy how far it is in force here.
+	Policies []PolicyProgressApplyConfiguration `json:"policies,omitempty"`
+	// health is how this node reaches the others.
+	Health []HealthProbeApplyConfiguration `json:"health,omitempty"`
+	// flows counts what the datapath told the agent.
+	Flows *FlowCountersApplyConfiguration `json:"flows,omitempty"`
+	// conditions are Ready, KernelSupported, DatapathReady, CNIConfigured, PolicyEnforced.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 }
 
@@ -181,6 +187,40 @@ func (b *CiliumNodeReportStatusApplyConfiguration) WithDrops(values ...*PacketCo
 		}
 		b.Drops = append(b.Drops, *values[i])
 	}
+	return b
+}
+
+// WithPolicies adds the given value to the Policies field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Policies field.
+func (b *CiliumNodeReportStatusApplyConfiguration) WithPolicies(values ...*PolicyProgressApplyConfiguration) *CiliumNodeReportStatusApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithPolicies")
+		}
+		b.Policies = append(b.Policies, *values[i])
+	}
+	return b
+}
+
+// WithHealth adds the given value to the Health field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Health field.
+func (b *CiliumNodeReportStatusApplyConfiguration) WithHealth(values ...*HealthProbeApplyConfiguration) *CiliumNodeReportStatusApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithHealth")
+		}
+		b.Health = append(b.Health, *values[i])
+	}
+	return b
+}
+
+// WithFlows sets the Flows field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Flows field is set to the value of the last call.
+func (b *CiliumNodeReportStatusApplyConfiguration) WithFlows(value *FlowCountersApplyConfiguration) *CiliumNodeReportStatusApplyConfiguration {
+	b.Flows = value
 	return b
 }
 

@@ -15,6 +15,8 @@ type SliceEndpointApplyConfiguration struct {
 	Addresses []string `json:"addresses,omitempty"`
 	// identity is the number of a CiliumIdentity that the API server has confirmed.
 	Identity *int64 `json:"identity,omitempty"`
+	// ports are the pod's container ports that have a name: policies may use it.
+	Ports []SlicePortApplyConfiguration `json:"ports,omitempty"`
 }
 
 // SliceEndpointApplyConfiguration constructs a declarative configuration of the SliceEndpoint type for use with
@@ -54,5 +56,18 @@ func (b *SliceEndpointApplyConfiguration) WithAddresses(values ...string) *Slice
 // If called multiple times, the Identity field is set to the value of the last call.
 func (b *SliceEndpointApplyConfiguration) WithIdentity(value int64) *SliceEndpointApplyConfiguration {
 	b.Identity = &value
+	return b
+}
+
+// WithPorts adds the given value to the Ports field in the declarative configuration
+// and returns the receiver, so that objects can be build by chaining "With" function invocations.
+// If called multiple times, values provided by each call will be appended to the Ports field.
+func (b *SliceEndpointApplyConfiguration) WithPorts(values ...*SlicePortApplyConfiguration) *SliceEndpointApplyConfiguration {
+	for i := range values {
+		if values[i] == nil {
+			panic("nil value passed to WithPorts")
+		}
+		b.Ports = append(b.Ports, *values[i])
+	}
 	return b
 }
