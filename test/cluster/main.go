@@ -54,7 +54,7 @@ func newCommand() *cobra.Command {
 	flags.StringVar(&a.name, "name", "dev", "name of the cluster")
 	flags.StringVar(&a.cache, "cache", "", "folder for built binaries and state (default $"+cacheEnv+", else kube-cilium in the user's cache)")
 	flags.StringVar(&a.source, "source", "", "root of the repository (default: found from the current folder)")
-	root.AddCommand(a.up(), a.down(), a.status(), a.kubectlEnv(), a.build(), a.assets(), a.images(), a.loadImages(), a.packages(),
+	root.AddCommand(a.up(), a.down(), a.status(), a.kubectlEnv(), a.build(), a.assets(), a.images(), a.loadImages(), a.packages(), a.conformance(),
 		a.exec(), a.execOutside(), a.execControlPlane())
 	root.AddCommand(hidden()...)
 	return root

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kube-cilium/kube-cilium/test/cluster/cluster"
+	"github.com/kube-cilium/kube-cilium/test/cluster/conformance"
 	"github.com/kube-cilium/kube-cilium/test/cluster/ranges"
 )
 
@@ -208,6 +209,38 @@ func (a *app) loadImages() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&tag, "tag", cluster.DevTag, "tag of the images")
+	return cmd
+}
+
+func (a *app) conformance() *cobra.Command {
+	var run conformance.Run
+	cmd := &cobra.Command{
+		Use:   "conformance",
+		Short: "Run the NetworkPolicy specs of Kubernetes' own end-to-end tests on a running cluster",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			h, err := a.host(true)
+			if err != nil {
+				return err
+			}
+			state, err := h.Store().Load(a.name)
+			if err != nil {
+				return err
+			}
+			if run.Folder, err = h.Conformance(cmd.Context()); err != nil {
+				return err
+			}
+			run.Kubeconfig, run.Kubectl, run.Progress = state.Kubeconfig, state.Binaries["kubectl"], h.Progress
+			summary, err := run.Specs(cmd.Context())
+			fmt.Println(summary)
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringArrayVar(&run.Focus, "focus", []string{conformance.Policies}, "regular expression of specs to run, by their full names")
+	flags.StringArrayVar(&run.Skip, "skip", nil, "regular expression of specs to leave out")
+	flags.IntVar(&run.Processes, "processes", 2, "specs at a time")
+	flags.StringVar(&run.Report, "report", "dist", "folder for conformance.xml (JUnit) and conformance.log")
 	return cmd
 }
 

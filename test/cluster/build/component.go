@@ -94,6 +94,16 @@ func Components() []Component {
 	}
 }
 
+// Conformance is what runs Kubernetes' NetworkPolicy specs; no cluster needs it. The second package is what runs several
+// of the first at a time.
+func Conformance() Component {
+	return Component{
+		Name: "conformance", Module: "k8s.io/kubernetes", Minutes: "some five minutes", Unlinked: true,
+		Packages: []string{".", "github.com/onsi/ginkgo/v2/ginkgo"},
+		LDFlags:  kubeVersion + "gitVersion={version}",
+	}
+}
+
 // Version returns the version of the component's module, as its go.mod has it.
 func (c Component) Version(folder string) (string, error) {
 	raw, err := os.ReadFile(filepath.Join(folder, c.Name, "go.mod"))

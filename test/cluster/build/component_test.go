@@ -11,7 +11,7 @@ import (
 )
 
 func TestEveryComponentIsPinned(t *testing.T) {
-	for _, c := range Components() {
+	for _, c := range append(Components(), Conformance()) {
 		version, err := c.Version("../components")
 		if err != nil {
 			t.Errorf("%s: %v", c.Name, err)

@@ -63,6 +63,11 @@ func (h *Host) Assets(ctx context.Context) (string, error) {
 	return filepath.Join(h.Cache, "bin"), err
 }
 
+// Conformance builds what runs Kubernetes' NetworkPolicy specs, and returns its folder.
+func (h *Host) Conformance(ctx context.Context) (string, error) {
+	return h.cache().Folder(ctx, build.Conformance())
+}
+
 // Up brings a cluster up. The remains of one of that name that was cut short
 // are removed first; one that is up is ErrUp.
 func (h *Host) Up(ctx context.Context, o Options) (*State, error) {
