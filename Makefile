@@ -14,6 +14,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/kube-cilium/kube-cilium/internal/version.Version=$(VERSION)
 CLUSTER ?= demo
 WORKERS ?= 2
+FAMILY ?= dual
 INSTALL_DIR ?= $(HOME)/.local/bin
 # What eBPF and its generated code are made with; the packages of a test cluster are in test/cluster/packages.txt.
 DEV_PACKAGES := clang-19 llvm-19 libbpf-dev procps git make
@@ -136,6 +137,12 @@ test-kernel: test-cluster ## Run all tests but the end-to-end ones, with root, t
 .PHONY: test-e2e
 test-e2e: build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Run the end-to-end tests on real clusters.
 	KUBE_CILIUM_TEST_ROOT=1 TEST_CLUSTER=$(TEST_CLUSTER) go test -count=1 -v -timeout 30m ./test/e2e/...
+
+.PHONY: conformance
+conformance: build bin/kubectl-cilium test-cluster ## Run Kubernetes' own NetworkPolicy specs on a real cluster; JUnit and log in dist/. FAMILY=, FOCUS=
+	$(TEST_CLUSTER) up --name conformance --workers 2 --ip-family $(FAMILY) --cni ours
+	@status=0; $(TEST_CLUSTER) conformance --name conformance --report dist $(if $(FOCUS),--focus '$(FOCUS)') || status=$$?; \
+	$(TEST_CLUSTER) down --name conformance; exit $$status
 
 .PHONY: bench
 bench: build test-cluster ## Measure; writes docs/benchmarks.md and docs/benchmarks.json.

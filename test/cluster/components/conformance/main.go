@@ -28,7 +28,7 @@ import (
 	e2enode "k8s.io/kubernetes/test/e2e/framework/node"
 	_ "k8s.io/kubernetes/test/e2e/framework/node/init" // nodes are ready after each spec
 	_ "k8s.io/kubernetes/test/e2e/network/netpol"
-	"k8s.io/utils/net"
+	utilnet "k8s.io/utils/net"
 )
 
 // verdict is what RunSpecs wants of a *testing.T.
@@ -51,6 +51,7 @@ func main() {
 		os.Exit(1)
 	}
 	framework.AfterReadingAllFlags(&framework.TestContext)
+	reportProgress()
 	logs.InitLogs()
 	klog.EnableContextualLogging(true)
 	gomega.RegisterFailHandler(framework.Fail)
@@ -79,21 +80,24 @@ var _ = ginkgo.SynchronizedBeforeSuite(func(ctx context.Context) {
 	service, err := client.CoreV1().Services(metav1.NamespaceDefault).Get(ctx, "kubernetes", metav1.GetOptions{})
 	framework.ExpectNoError(err, "ask for the API server's Service")
 	framework.TestContext.IPFamily = "ipv4"
-	if net.IsIPv6String(service.Spec.ClusterIP) {
+	if utilnet.IsIPv6String(service.Spec.ClusterIP) {
 		framework.TestContext.IPFamily = "ipv6"
 	}
 })
 
-var _ = ginkgo.ReportBeforeSuite(func(r ginkgo.Report) {
-	progress(map[string]any{"total": r.PreRunStats.SpecsThatWillRun})
-})
-
-var _ = ginkgo.ReportAfterEach(func(r ginkgo.SpecReport) {
-	if r.NumAttempts == 0 {
-		return // not chosen
-	}
-	progress(map[string]any{"spec": r.FullText(), "state": r.State.String(), "seconds": r.RunTime.Seconds(), "message": r.FailureMessage()})
-})
+// reportProgress comes after the framework's look at all specs: that leaves the suite with a copy of itself, which lacks
+// what was to be called after each spec.
+func reportProgress() {
+	ginkgo.ReportBeforeSuite(func(r ginkgo.Report) {
+		progress(map[string]any{"total": r.PreRunStats.SpecsThatWillRun})
+	})
+	ginkgo.ReportAfterEach(func(r ginkgo.SpecReport) {
+		if r.NumAttempts == 0 {
+			return // not chosen
+		}
+		progress(map[string]any{"spec": r.FullText(), "state": r.State.String(), "seconds": r.RunTime.Seconds(), "message": r.FailureMessage()})
+	})
+}
 
 // progress appends one line; a short append is whole, whoever else appends.
 func progress(line map[string]any) {
