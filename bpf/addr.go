@@ -6,30 +6,41 @@ import "net/netip"
 
 // Short names of the generated types.
 type (
-	Addr           = MapsAddr
-	Backend        = MapsBackend
-	BackendKey     = MapsBackendKey
-	Conn           = MapsConn
-	Counter        = MapsCounter
-	Device         = MapsDevice
-	Endpoint       = MapsEndpoint
-	Event          = MapsEvent
-	FlowKey        = MapsFlowKey
-	Fragment       = MapsFragment
-	FragmentKey    = MapsFragmentKey
-	Judgement      = MapsJudgement
-	Node           = MapsNode
-	Peer           = MapsPeer
-	PodInterface   = MapsPodInterface
-	PrefixKey      = MapsPrefixKey
-	Reason         = MapsReason
-	Hook           = MapsHook
-	Service        = MapsService
-	ServiceKey     = MapsServiceKey
-	ServiceName    = MapsServiceName
-	ServiceNameKey = MapsServiceNameKey
-	Settings       = MapsSettings
-	DropBudget     = MapsDropBudget
+	Addr            = MapsAddr
+	Backend         = MapsBackend
+	BackendKey      = MapsBackendKey
+	Conn            = MapsConn
+	Counter         = MapsCounter
+	Device          = MapsDevice
+	Endpoint        = MapsEndpoint
+	Event           = MapsEvent
+	FlowKey         = MapsFlowKey
+	Fragment        = MapsFragment
+	FragmentKey     = MapsFragmentKey
+	Judgement       = MapsJudgement
+	Node            = MapsNode
+	Peer            = MapsPeer
+	PodInterface    = MapsPodInterface
+	Policy          = MapsPolicy
+	PolicySide      = MapsPolicySide
+	PrefixKey       = MapsPrefixKey
+	Reason          = MapsReason
+	Hook            = MapsHook
+	Service         = MapsService
+	ServiceKey      = MapsServiceKey
+	ServiceName     = MapsServiceName
+	ServiceNameKey  = MapsServiceNameKey
+	Settings        = MapsSettings
+	DropBudget      = MapsDropBudget
+	VerdictEntry    = MapsVerdictEntry
+	VerdictKey      = MapsVerdictKey
+	VerdictRangeKey = MapsVerdictRangeKey
+)
+
+// The two defines of bpf/lib/types.h that the agent needs too; TestVerdictKey compares them with the header.
+const (
+	PeerClassBit     = 1 << 31
+	VerdictRangeBits = 64
 )
 
 // AddrFrom gives the 16-byte form of ip, IPv4 as ::ffff:a.b.c.d; the zero Addr for the zero netip.Addr.

@@ -376,13 +376,18 @@ func TestGeneration(t *testing.T) {
 func TestDenied(t *testing.T) {
 	w := newWorld(t, nil)
 	for side := range 2 {
-		for rule, reason := range map[uint32]bpf.Reason{0: bpf.MapsReasonDROP_POLICY, 7: bpf.MapsReasonDROP_POLICY_DENY} {
-			t.Run(fmt.Sprintf("side %d rule %d", side, rule), func(t *testing.T) {
+		for verdict, reason := range map[bpf.MapsVerdict]bpf.Reason{
+			bpf.MapsVerdictVERDICT_DENIED:         bpf.MapsReasonDROP_POLICY_DENY,
+			bpf.MapsVerdictVERDICT_DEFAULT_DENIED: bpf.MapsReasonDROP_POLICY,
+			bpf.MapsVerdictVERDICT_PENDING_DENIED: bpf.MapsReasonDROP_PENDING_DENY,
+		} {
+			t.Run(fmt.Sprintf("side %d verdict %d", side, verdict), func(t *testing.T) {
+				const rule = 7
 				w.t = t
 				w.reset()
 				w.run("from_pod", fromA(podB4).frame())
 				for k, c := range w.conns(w.inner[1]) {
-					c.Side[side].Verdict, c.Side[side].Rule = 2, rule
+					c.Side[side].Verdict, c.Side[side].Rule = uint8(verdict), rule
 					if err := w.inner[1].Put(k, c); err != nil {
 						t.Fatal(err)
 					}
@@ -399,7 +404,7 @@ func TestDenied(t *testing.T) {
 				for _, e := range w.events() {
 					last = e
 				}
-				if last.Rule != rule || last.Type != uint8(bpf.MapsEventTypeEVENT_DROP) {
+				if last.Rules[side] != rule || last.Type != uint8(bpf.MapsEventTypeEVENT_DROP) {
 					t.Errorf("event %+v", last)
 				}
 			})

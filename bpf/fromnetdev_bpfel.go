@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	FromNetdevMapBackends          = "backends"
+	FromNetdevMapClasses           = "classes"
 	FromNetdevMapConntrack         = "conntrack"
 	FromNetdevMapDevices           = "devices"
 	FromNetdevMapDropBudgets       = "drop_budgets"
@@ -29,11 +30,14 @@ const (
 	FromNetdevMapNodes             = "nodes"
 	FromNetdevMapPeers             = "peers"
 	FromNetdevMapPodInterfaces     = "pod_interfaces"
+	FromNetdevMapPolicies          = "policies"
 	FromNetdevMapPrefixes          = "prefixes"
 	FromNetdevMapScratch           = "scratch"
 	FromNetdevMapServiceNames      = "service_names"
 	FromNetdevMapServices          = "services"
 	FromNetdevMapUnanswered        = "unanswered"
+	FromNetdevMapVerdictRanges     = "verdict_ranges"
+	FromNetdevMapVerdicts          = "verdicts"
 	FromNetdevProgFromNetdev       = "from_netdev"
 	FromNetdevVarDeviceMtu         = "device_mtu"
 	FromNetdevVarEncapInBpf        = "encap_in_bpf"
@@ -103,6 +107,7 @@ type FromNetdevProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromNetdevMapSpecs struct {
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
+	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
 	DropBudgets   *ebpf.MapSpec `ebpf:"drop_budgets"`
@@ -115,11 +120,14 @@ type FromNetdevMapSpecs struct {
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	Peers         *ebpf.MapSpec `ebpf:"peers"`
 	PodInterfaces *ebpf.MapSpec `ebpf:"pod_interfaces"`
+	Policies      *ebpf.MapSpec `ebpf:"policies"`
 	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
 	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
+	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
+	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
 }
 
 // FromNetdevVariableSpecs contains global variables before they are loaded into the kernel.
@@ -165,6 +173,7 @@ func (o *FromNetdevObjects) Close() error {
 // It can be passed to LoadFromNetdevObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromNetdevMaps struct {
 	Backends      *ebpf.Map `ebpf:"backends"`
+	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
 	Devices       *ebpf.Map `ebpf:"devices"`
 	DropBudgets   *ebpf.Map `ebpf:"drop_budgets"`
@@ -177,16 +186,20 @@ type FromNetdevMaps struct {
 	Nodes         *ebpf.Map `ebpf:"nodes"`
 	Peers         *ebpf.Map `ebpf:"peers"`
 	PodInterfaces *ebpf.Map `ebpf:"pod_interfaces"`
+	Policies      *ebpf.Map `ebpf:"policies"`
 	Prefixes      *ebpf.Map `ebpf:"prefixes"`
 	Scratch       *ebpf.Map `ebpf:"scratch"`
 	ServiceNames  *ebpf.Map `ebpf:"service_names"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
+	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
+	Verdicts      *ebpf.Map `ebpf:"verdicts"`
 }
 
 func (m *FromNetdevMaps) Close() error {
 	return _FromNetdevClose(
 		m.Backends,
+		m.Classes,
 		m.Conntrack,
 		m.Devices,
 		m.DropBudgets,
@@ -199,11 +212,14 @@ func (m *FromNetdevMaps) Close() error {
 		m.Nodes,
 		m.Peers,
 		m.PodInterfaces,
+		m.Policies,
 		m.Prefixes,
 		m.Scratch,
 		m.ServiceNames,
 		m.Services,
 		m.Unanswered,
+		m.VerdictRanges,
+		m.Verdicts,
 	)
 }
 

@@ -8,6 +8,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <bpf/bpf_helpers.h>
 
 #include "lib/types.h"
@@ -15,6 +16,9 @@
 #include "lib/maps.h"
 
 /* Types that no map holds stay in the object's BTF through a pointer. */
+const enum side *unused_side __attribute__((unused));
+const enum verdict *unused_verdict __attribute__((unused));
+const enum policy_flags *unused_policy_flags __attribute__((unused));
 const struct event *unused_event __attribute__((unused));
 const enum identity *unused_identity __attribute__((unused));
 const enum hook *unused_hook __attribute__((unused));

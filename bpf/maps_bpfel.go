@@ -132,8 +132,7 @@ type MapsEvent struct {
 	DstIdentity uint32
 	Ifindex     uint32
 	Length      uint32
-	Rule        uint32
-	Pad         uint32
+	Rules       [2]uint32
 }
 
 type MapsEventFlags uint32
@@ -295,6 +294,33 @@ type MapsPodInterface struct {
 	Pad      uint32
 }
 
+type MapsPolicy struct {
+	_    structs.HostLayout
+	Side [2]MapsPolicySide
+}
+
+type MapsPolicyFlags uint32
+
+const (
+	MapsPolicyFlagsPOLICY_NONE           MapsPolicyFlags = 1
+	MapsPolicyFlagsPOLICY_ENFORCED       MapsPolicyFlags = 2
+	MapsPolicyFlagsPOLICY_PORTS          MapsPolicyFlags = 4
+	MapsPolicyFlagsPOLICY_RANGES         MapsPolicyFlags = 8
+	MapsPolicyFlagsPOLICY_PROTOCOLS      MapsPolicyFlags = 16
+	MapsPolicyFlagsPOLICY_IDENTITIES     MapsPolicyFlags = 32
+	MapsPolicyFlagsPOLICY_CLASSES        MapsPolicyFlags = 64
+	MapsPolicyFlagsPOLICY_ANYONE         MapsPolicyFlags = 128
+	MapsPolicyFlagsPOLICY_DENIES         MapsPolicyFlags = 256
+	MapsPolicyFlagsPOLICY_ONE_PRECEDENCE MapsPolicyFlags = 512
+)
+
+type MapsPolicySide struct {
+	_           structs.HostLayout
+	DefaultRule uint32
+	Table       uint16
+	Flags       uint16
+}
+
 type MapsPrefixKey struct {
 	_         structs.HostLayout
 	Prefixlen uint32
@@ -343,7 +369,8 @@ const (
 	MapsReasonDROP_MARTIAN            MapsReason = 228
 	MapsReasonDROP_PENDING_DENY       MapsReason = 229
 	MapsReasonDROP_REDIRECT           MapsReason = 230
-	MapsReasonREASON_MAX              MapsReason = 231
+	MapsReasonDROP_NO_POLICY_YET      MapsReason = 231
+	MapsReasonREASON_MAX              MapsReason = 232
 )
 
 type MapsService struct {
@@ -387,11 +414,55 @@ type MapsSettings struct {
 	Pad            uint32
 }
 
+type MapsSide uint32
+
+const (
+	MapsSideSIDE_EGRESS  MapsSide = 0
+	MapsSideSIDE_INGRESS MapsSide = 1
+)
+
+type MapsVerdict uint32
+
+const (
+	MapsVerdictVERDICT_NONE           MapsVerdict = 0
+	MapsVerdictVERDICT_ALLOWED        MapsVerdict = 1
+	MapsVerdictVERDICT_DENIED         MapsVerdict = 2
+	MapsVerdictVERDICT_DEFAULT_DENIED MapsVerdict = 3
+	MapsVerdictVERDICT_PENDING_DENIED MapsVerdict = 4
+	MapsVerdictVERDICT_CLOSED         MapsVerdict = 5
+)
+
+type MapsVerdictEntry struct {
+	_          structs.HostLayout
+	Rule       uint32
+	Precedence uint32
+	Verdict    uint8
+	Flags      uint8
+	ProxyPort  uint16
+}
+
+type MapsVerdictKey struct {
+	_     structs.HostLayout
+	Table uint16
+	Proto uint8
+	Pad   uint8
+	Peer  uint32
+	Port  uint16
+	Pad2  uint16
+}
+
+type MapsVerdictRangeKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Key       MapsVerdictKey
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	MapsMapBackends            = "backends"
+	MapsMapClasses             = "classes"
 	MapsMapConntrack           = "conntrack"
 	MapsMapDevices             = "devices"
 	MapsMapDropBudgets         = "drop_budgets"
@@ -404,10 +475,13 @@ const (
 	MapsMapNodes               = "nodes"
 	MapsMapPeers               = "peers"
 	MapsMapPodInterfaces       = "pod_interfaces"
+	MapsMapPolicies            = "policies"
 	MapsMapPrefixes            = "prefixes"
 	MapsMapServiceNames        = "service_names"
 	MapsMapServices            = "services"
 	MapsMapUnanswered          = "unanswered"
+	MapsMapVerdictRanges       = "verdict_ranges"
+	MapsMapVerdicts            = "verdicts"
 	MapsVarUnusedConnFlags     = "unused_conn_flags"
 	MapsVarUnusedConnLifetime  = "unused_conn_lifetime"
 	MapsVarUnusedEndpointFlags = "unused_endpoint_flags"
@@ -421,7 +495,10 @@ const (
 	MapsVarUnusedMark          = "unused_mark"
 	MapsVarUnusedMetricSlot    = "unused_metric_slot"
 	MapsVarUnusedPeerFlags     = "unused_peer_flags"
+	MapsVarUnusedPolicyFlags   = "unused_policy_flags"
 	MapsVarUnusedReason        = "unused_reason"
+	MapsVarUnusedSide          = "unused_side"
+	MapsVarUnusedVerdict       = "unused_verdict"
 )
 
 // LoadMaps returns the embedded CollectionSpec for Maps.
@@ -473,6 +550,7 @@ type MapsProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type MapsMapSpecs struct {
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
+	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
 	DropBudgets   *ebpf.MapSpec `ebpf:"drop_budgets"`
@@ -485,10 +563,13 @@ type MapsMapSpecs struct {
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	Peers         *ebpf.MapSpec `ebpf:"peers"`
 	PodInterfaces *ebpf.MapSpec `ebpf:"pod_interfaces"`
+	Policies      *ebpf.MapSpec `ebpf:"policies"`
 	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
 	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
+	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
+	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
 }
 
 // MapsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -508,7 +589,10 @@ type MapsVariableSpecs struct {
 	UnusedMark          *ebpf.VariableSpec `ebpf:"unused_mark"`
 	UnusedMetricSlot    *ebpf.VariableSpec `ebpf:"unused_metric_slot"`
 	UnusedPeerFlags     *ebpf.VariableSpec `ebpf:"unused_peer_flags"`
+	UnusedPolicyFlags   *ebpf.VariableSpec `ebpf:"unused_policy_flags"`
 	UnusedReason        *ebpf.VariableSpec `ebpf:"unused_reason"`
+	UnusedSide          *ebpf.VariableSpec `ebpf:"unused_side"`
+	UnusedVerdict       *ebpf.VariableSpec `ebpf:"unused_verdict"`
 }
 
 // MapsObjects contains all objects after they have been loaded into the kernel.
@@ -532,6 +616,7 @@ func (o *MapsObjects) Close() error {
 // It can be passed to LoadMapsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MapsMaps struct {
 	Backends      *ebpf.Map `ebpf:"backends"`
+	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
 	Devices       *ebpf.Map `ebpf:"devices"`
 	DropBudgets   *ebpf.Map `ebpf:"drop_budgets"`
@@ -544,15 +629,19 @@ type MapsMaps struct {
 	Nodes         *ebpf.Map `ebpf:"nodes"`
 	Peers         *ebpf.Map `ebpf:"peers"`
 	PodInterfaces *ebpf.Map `ebpf:"pod_interfaces"`
+	Policies      *ebpf.Map `ebpf:"policies"`
 	Prefixes      *ebpf.Map `ebpf:"prefixes"`
 	ServiceNames  *ebpf.Map `ebpf:"service_names"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
+	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
+	Verdicts      *ebpf.Map `ebpf:"verdicts"`
 }
 
 func (m *MapsMaps) Close() error {
 	return _MapsClose(
 		m.Backends,
+		m.Classes,
 		m.Conntrack,
 		m.Devices,
 		m.DropBudgets,
@@ -565,10 +654,13 @@ func (m *MapsMaps) Close() error {
 		m.Nodes,
 		m.Peers,
 		m.PodInterfaces,
+		m.Policies,
 		m.Prefixes,
 		m.ServiceNames,
 		m.Services,
 		m.Unanswered,
+		m.VerdictRanges,
+		m.Verdicts,
 	)
 }
 
@@ -589,7 +681,10 @@ type MapsVariables struct {
 	UnusedMark          *ebpf.Variable `ebpf:"unused_mark"`
 	UnusedMetricSlot    *ebpf.Variable `ebpf:"unused_metric_slot"`
 	UnusedPeerFlags     *ebpf.Variable `ebpf:"unused_peer_flags"`
+	UnusedPolicyFlags   *ebpf.Variable `ebpf:"unused_policy_flags"`
 	UnusedReason        *ebpf.Variable `ebpf:"unused_reason"`
+	UnusedSide          *ebpf.Variable `ebpf:"unused_side"`
+	UnusedVerdict       *ebpf.Variable `ebpf:"unused_verdict"`
 }
 
 // MapsPrograms contains all programs after they have been loaded into the kernel.

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	SockMapBackends      = "backends"
+	SockMapClasses       = "classes"
 	SockMapConntrack     = "conntrack"
 	SockMapDevices       = "devices"
 	SockMapDropBudgets   = "drop_budgets"
@@ -29,10 +30,13 @@ const (
 	SockMapNodes         = "nodes"
 	SockMapPeers         = "peers"
 	SockMapPodInterfaces = "pod_interfaces"
+	SockMapPolicies      = "policies"
 	SockMapPrefixes      = "prefixes"
 	SockMapServiceNames  = "service_names"
 	SockMapServices      = "services"
 	SockMapUnanswered    = "unanswered"
+	SockMapVerdictRanges = "verdict_ranges"
+	SockMapVerdicts      = "verdicts"
 	SockProgConnect4     = "connect4"
 	SockProgConnect6     = "connect6"
 	SockProgGetpeername4 = "getpeername4"
@@ -101,6 +105,7 @@ type SockProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockMapSpecs struct {
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
+	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
 	DropBudgets   *ebpf.MapSpec `ebpf:"drop_budgets"`
@@ -113,10 +118,13 @@ type SockMapSpecs struct {
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	Peers         *ebpf.MapSpec `ebpf:"peers"`
 	PodInterfaces *ebpf.MapSpec `ebpf:"pod_interfaces"`
+	Policies      *ebpf.MapSpec `ebpf:"policies"`
 	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
 	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
+	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
+	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
 }
 
 // SockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -147,6 +155,7 @@ func (o *SockObjects) Close() error {
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockMaps struct {
 	Backends      *ebpf.Map `ebpf:"backends"`
+	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
 	Devices       *ebpf.Map `ebpf:"devices"`
 	DropBudgets   *ebpf.Map `ebpf:"drop_budgets"`
@@ -159,15 +168,19 @@ type SockMaps struct {
 	Nodes         *ebpf.Map `ebpf:"nodes"`
 	Peers         *ebpf.Map `ebpf:"peers"`
 	PodInterfaces *ebpf.Map `ebpf:"pod_interfaces"`
+	Policies      *ebpf.Map `ebpf:"policies"`
 	Prefixes      *ebpf.Map `ebpf:"prefixes"`
 	ServiceNames  *ebpf.Map `ebpf:"service_names"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
+	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
+	Verdicts      *ebpf.Map `ebpf:"verdicts"`
 }
 
 func (m *SockMaps) Close() error {
 	return _SockClose(
 		m.Backends,
+		m.Classes,
 		m.Conntrack,
 		m.Devices,
 		m.DropBudgets,
@@ -180,10 +193,13 @@ func (m *SockMaps) Close() error {
 		m.Nodes,
 		m.Peers,
 		m.PodInterfaces,
+		m.Policies,
 		m.Prefixes,
 		m.ServiceNames,
 		m.Services,
 		m.Unanswered,
+		m.VerdictRanges,
+		m.Verdicts,
 	)
 }
 

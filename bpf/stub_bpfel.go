@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	StubMapBackends      = "backends"
+	StubMapClasses       = "classes"
 	StubMapConntrack     = "conntrack"
 	StubMapDevices       = "devices"
 	StubMapDropBudgets   = "drop_budgets"
@@ -29,10 +30,13 @@ const (
 	StubMapNodes         = "nodes"
 	StubMapPeers         = "peers"
 	StubMapPodInterfaces = "pod_interfaces"
+	StubMapPolicies      = "policies"
 	StubMapPrefixes      = "prefixes"
 	StubMapServiceNames  = "service_names"
 	StubMapServices      = "services"
 	StubMapUnanswered    = "unanswered"
+	StubMapVerdictRanges = "verdict_ranges"
+	StubMapVerdicts      = "verdicts"
 	StubProgStub         = "stub"
 	StubVarHook          = "hook"
 )
@@ -87,6 +91,7 @@ type StubProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type StubMapSpecs struct {
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
+	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
 	DropBudgets   *ebpf.MapSpec `ebpf:"drop_budgets"`
@@ -99,10 +104,13 @@ type StubMapSpecs struct {
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	Peers         *ebpf.MapSpec `ebpf:"peers"`
 	PodInterfaces *ebpf.MapSpec `ebpf:"pod_interfaces"`
+	Policies      *ebpf.MapSpec `ebpf:"policies"`
 	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
 	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
+	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
+	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
 }
 
 // StubVariableSpecs contains global variables before they are loaded into the kernel.
@@ -133,6 +141,7 @@ func (o *StubObjects) Close() error {
 // It can be passed to LoadStubObjects or ebpf.CollectionSpec.LoadAndAssign.
 type StubMaps struct {
 	Backends      *ebpf.Map `ebpf:"backends"`
+	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
 	Devices       *ebpf.Map `ebpf:"devices"`
 	DropBudgets   *ebpf.Map `ebpf:"drop_budgets"`
@@ -145,15 +154,19 @@ type StubMaps struct {
 	Nodes         *ebpf.Map `ebpf:"nodes"`
 	Peers         *ebpf.Map `ebpf:"peers"`
 	PodInterfaces *ebpf.Map `ebpf:"pod_interfaces"`
+	Policies      *ebpf.Map `ebpf:"policies"`
 	Prefixes      *ebpf.Map `ebpf:"prefixes"`
 	ServiceNames  *ebpf.Map `ebpf:"service_names"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
+	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
+	Verdicts      *ebpf.Map `ebpf:"verdicts"`
 }
 
 func (m *StubMaps) Close() error {
 	return _StubClose(
 		m.Backends,
+		m.Classes,
 		m.Conntrack,
 		m.Devices,
 		m.DropBudgets,
@@ -166,10 +179,13 @@ func (m *StubMaps) Close() error {
 		m.Nodes,
 		m.Peers,
 		m.PodInterfaces,
+		m.Policies,
 		m.Prefixes,
 		m.ServiceNames,
 		m.Services,
 		m.Unanswered,
+		m.VerdictRanges,
+		m.Verdicts,
 	)
 }
 

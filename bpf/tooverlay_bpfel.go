@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	ToOverlayMapBackends          = "backends"
+	ToOverlayMapClasses           = "classes"
 	ToOverlayMapConntrack         = "conntrack"
 	ToOverlayMapDevices           = "devices"
 	ToOverlayMapDropBudgets       = "drop_budgets"
@@ -29,11 +30,14 @@ const (
 	ToOverlayMapNodes             = "nodes"
 	ToOverlayMapPeers             = "peers"
 	ToOverlayMapPodInterfaces     = "pod_interfaces"
+	ToOverlayMapPolicies          = "policies"
 	ToOverlayMapPrefixes          = "prefixes"
 	ToOverlayMapScratch           = "scratch"
 	ToOverlayMapServiceNames      = "service_names"
 	ToOverlayMapServices          = "services"
 	ToOverlayMapUnanswered        = "unanswered"
+	ToOverlayMapVerdictRanges     = "verdict_ranges"
+	ToOverlayMapVerdicts          = "verdicts"
 	ToOverlayProgToOverlay        = "to_overlay"
 	ToOverlayVarDeviceMtu         = "device_mtu"
 	ToOverlayVarEncapInBpf        = "encap_in_bpf"
@@ -103,6 +107,7 @@ type ToOverlayProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToOverlayMapSpecs struct {
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
+	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
 	DropBudgets   *ebpf.MapSpec `ebpf:"drop_budgets"`
@@ -115,11 +120,14 @@ type ToOverlayMapSpecs struct {
 	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
 	Peers         *ebpf.MapSpec `ebpf:"peers"`
 	PodInterfaces *ebpf.MapSpec `ebpf:"pod_interfaces"`
+	Policies      *ebpf.MapSpec `ebpf:"policies"`
 	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
 	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
+	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
+	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
 }
 
 // ToOverlayVariableSpecs contains global variables before they are loaded into the kernel.
@@ -165,6 +173,7 @@ func (o *ToOverlayObjects) Close() error {
 // It can be passed to LoadToOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToOverlayMaps struct {
 	Backends      *ebpf.Map `ebpf:"backends"`
+	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
 	Devices       *ebpf.Map `ebpf:"devices"`
 	DropBudgets   *ebpf.Map `ebpf:"drop_budgets"`
@@ -177,16 +186,20 @@ type ToOverlayMaps struct {
 	Nodes         *ebpf.Map `ebpf:"nodes"`
 	Peers         *ebpf.Map `ebpf:"peers"`
 	PodInterfaces *ebpf.Map `ebpf:"pod_interfaces"`
+	Policies      *ebpf.Map `ebpf:"policies"`
 	Prefixes      *ebpf.Map `ebpf:"prefixes"`
 	Scratch       *ebpf.Map `ebpf:"scratch"`
 	ServiceNames  *ebpf.Map `ebpf:"service_names"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
+	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
+	Verdicts      *ebpf.Map `ebpf:"verdicts"`
 }
 
 func (m *ToOverlayMaps) Close() error {
 	return _ToOverlayClose(
 		m.Backends,
+		m.Classes,
 		m.Conntrack,
 		m.Devices,
 		m.DropBudgets,
@@ -199,11 +212,14 @@ func (m *ToOverlayMaps) Close() error {
 		m.Nodes,
 		m.Peers,
 		m.PodInterfaces,
+		m.Policies,
 		m.Prefixes,
 		m.Scratch,
 		m.ServiceNames,
 		m.Services,
 		m.Unanswered,
+		m.VerdictRanges,
+		m.Verdicts,
 	)
 }
 

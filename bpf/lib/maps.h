@@ -122,6 +122,45 @@ struct {
 	__type(value, struct backend);
 } backends SEC(".maps");
 
+/*
+ * Endpoint id -> what is to be asked for the pod. The agent writes it through a
+ * mapping, a word at a time, after what it refers to.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_ENDPOINTS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct policy);
+} policies SEC(".maps");
+
+/* Table, peer, protocol and port -> verdict. Written by the agent; tables are shared by pods of equal policy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 262144);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct verdict_key);
+	__type(value, struct verdict_entry);
+} verdicts SEC(".maps");
+
+/* The same for ranges of ports, cut into prefixes, and for whole protocols. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct verdict_range_key);
+	__type(value, struct verdict_entry);
+} verdict_ranges SEC(".maps");
+
+/* Prefix that a policy names -> its class, with PEER_CLASS_BIT. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix_key);
+	__type(value, __u32);
+} classes SEC(".maps");
+
 /* Socket and backend -> the name that the socket used. Written by connect and sendmsg, read by recvmsg and getpeername. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

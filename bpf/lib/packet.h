@@ -80,7 +80,7 @@ struct pkt {
 	__u32 len;		/* bytes of the frame as the hook saw it */
 	__u32 src_identity;
 	__u32 dst_identity;
-	__u32 rule;
+	__u32 rules[2];		/* by enum side, that decided */
 	__u32 now;		/* tick */
 	__u32 generation;	/* of the verdict tables, read before any lookup */
 	__u32 interval;		/* ticks between reports */

@@ -12,17 +12,6 @@
 
 #include "conntrack.h"
 
-enum side {
-	SIDE_EGRESS = 0,	/* of the source, in the original direction */
-	SIDE_INGRESS = 1,	/* of the destination */
-};
-
-enum verdict {
-	VERDICT_NONE = 0,
-	VERDICT_ALLOWED = 1,
-	VERDICT_DENIED = 2,
-};
-
 /* What is asked of policy, always in the connection's original direction. */
 struct question {
 	__u32 from;		/* identity */
@@ -46,6 +35,19 @@ static __always_inline void judge(const struct question *q, __u32 generation,
 	j->verdict = VERDICT_ALLOWED;
 }
 
+static __always_inline int refused_as(__u8 verdict)
+{
+	switch (verdict) {
+	case VERDICT_DENIED:
+		return DROP_POLICY_DENY;
+	case VERDICT_PENDING_DENIED:
+		return DROP_PENDING_DENY;
+	case VERDICT_CLOSED:
+		return DROP_NO_POLICY_YET;
+	}
+	return DROP_POLICY;
+}
+
 /*
  * The verdict of one side, from the entry while it is current. endpoint is the
  * pod on that side. Returns 0 or a drop.
@@ -67,10 +69,11 @@ static __always_inline int judged(struct pkt *p, struct conn *c, __u8 side,
 
 		judge(&q, p->generation, j);
 	}
-	p->rule = j->rule;
-	if (j->verdict == VERDICT_DENIED)
-		return j->rule ? DROP_POLICY_DENY : DROP_POLICY;
-	return 0;
+	if (side == SIDE_EGRESS)
+		p->rules[0] = j->rule;
+	else
+		p->rules[1] = j->rule;
+	return likely(j->verdict == VERDICT_ALLOWED) ? 0 : refused_as(j->verdict);
 }
 
 /* The source is somebody else than when the connection was judged. */

@@ -52,7 +52,9 @@ enum reason {
 	DROP_PENDING_DENY = 229,	/* the peer is not known yet and a deny rule could apply */
 	DROP_REDIRECT = 230,		/* the kernel refused the redirect */
 
-	REASON_MAX = 231,
+	DROP_NO_POLICY_YET = 231,	/* the pod is closed until its policy is in the kernel */
+
+	REASON_MAX = 232,
 };
 
 #endif

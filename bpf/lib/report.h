@@ -98,8 +98,8 @@ static __subprogram int report(struct __sk_buff *skb, const struct pkt *p,
 	e->dst_identity = p->dst_identity;
 	e->ifindex = skb->ifindex;
 	e->length = p->len;
-	e->rule = p->rule;
-	e->pad = 0;
+	e->rules[0] = p->rules[0];
+	e->rules[1] = p->rules[1];
 	bpf_ringbuf_submit(e, wakeup());
 	return 0;
 }

@@ -176,13 +176,87 @@ enum conn_lifetime {
 	LIFETIME_CLOSING = 10,
 };
 
+enum side {
+	SIDE_EGRESS = 0,	/* of the source, in the original direction */
+	SIDE_INGRESS = 1,	/* of the destination */
+};
+
+/* Tables hold the first two only. */
+enum verdict {
+	VERDICT_NONE = 0,	/* not judged here, or to be judged again */
+	VERDICT_ALLOWED = 1,
+	VERDICT_DENIED = 2,		/* by a rule */
+	VERDICT_DEFAULT_DENIED = 3,	/* no rule of the policies that select the pod matches */
+	VERDICT_PENDING_DENIED = 4,	/* allowed to everybody, but a deny could mean a peer that is not known yet */
+	VERDICT_CLOSED = 5,		/* the pod's policy was never written; never kept in a connection */
+};
+
 /* What one side's policy said, and of which state of the tables. */
 struct judgement {
 	__u32 generation;	/* read before the lookup */
-	__u32 rule;		/* 0: no rule, the default */
+	__u32 rule;		/* 0: no policy selects the pod */
 	__u16 table;
-	__u8 verdict;		/* 0: not judged here, 1: allowed, 2: denied */
+	__u8 verdict;		/* enum verdict */
 	__u8 pad;
+};
+
+/*
+ * What is to be asked, in one direction of a pod. No flag at all: the pod's
+ * policy was never written, it is closed.
+ */
+enum policy_flags {
+	POLICY_NONE = 1 << 0,		/* no policy selects the pod: everything is allowed */
+	POLICY_ENFORCED = 1 << 1,	/* the table decides, then the default deny */
+	/* The table has entries for: */
+	POLICY_PORTS = 1 << 2,		/* single ports */
+	POLICY_RANGES = 1 << 3,		/* ranges of ports, and whole protocols */
+	POLICY_PROTOCOLS = 1 << 4,	/* any protocol */
+	POLICY_IDENTITIES = 1 << 5,	/* identities */
+	POLICY_CLASSES = 1 << 6,	/* classes of addresses */
+	POLICY_ANYONE = 1 << 7,		/* everyone */
+	POLICY_DENIES = 1 << 8,		/* a deny of an identity */
+	POLICY_ONE_PRECEDENCE = 1 << 9,	/* all entries are of one precedence: the first one found decides */
+};
+
+/* One direction. Programs read it and the agent writes it as one 64-bit word: its parts never disagree. */
+struct policy_side {
+	__u32 default_rule;	/* of the default deny */
+	__u16 table;		/* 0: an empty one */
+	__u16 flags;
+};
+
+struct policy {
+	struct policy_side side[2];	/* enum side */
+};
+
+#define PEER_ANYONE 0
+/* A peer with this bit is a class of addresses; without it an identity. */
+#define PEER_CLASS_BIT 0x80000000
+
+/* For one peer the most specific key counts: a port, then the longest range, then any protocol. */
+struct verdict_key {
+	__u16 table;
+	__u8 proto;		/* 0: any, then port is 0 too */
+	__u8 pad;
+	__u32 peer;
+	__be16 port;		/* of the peer that was spoken to; 0 where the protocol has none */
+	__u16 pad2;
+};
+
+/* VERDICT_RANGE_BITS + the upper bits of port that count: 0 is the whole protocol. */
+struct verdict_range_key {
+	__u32 prefixlen;
+	struct verdict_key key;
+};
+
+#define VERDICT_RANGE_BITS 64
+
+struct verdict_entry {
+	__u32 rule;
+	__u32 precedence;	/* the smaller number wins */
+	__u8 verdict;		/* enum verdict, the first two */
+	__u8 flags;
+	__u16 proxy_port;	/* host order, 0: none; not in use yet */
 };
 
 /* One tick is 2^30 ns of CLOCK_MONOTONIC, about 1.07 s. */
@@ -326,8 +400,7 @@ struct event {
 	__u32 dst_identity;
 	__u32 ifindex;
 	__u32 length;		/* bytes, of the packet as the hook saw it */
-	__u32 rule;
-	__u32 pad;
+	__u32 rules[2];		/* that decided, by enum side; 0: not judged here, or no policy selects the pod */
 };
 
 #define MAX_ENDPOINTS 4096
@@ -343,6 +416,12 @@ _Static_assert(sizeof(struct prefix_key) == 20, "prefix_key");
 _Static_assert(sizeof(struct device) == 48, "device");
 _Static_assert(sizeof(struct flow_key) == 40, "flow_key");
 _Static_assert(sizeof(struct conn) == 72, "conn");
+_Static_assert(sizeof(struct policy_side) == sizeof(__u64), "policy_side");
+_Static_assert(sizeof(struct policy) == 16, "policy");
+_Static_assert(sizeof(struct verdict_key) == 12, "verdict_key");
+_Static_assert(offsetof(struct verdict_key, port) * 8 == VERDICT_RANGE_BITS, "verdict_key");
+_Static_assert(sizeof(struct verdict_range_key) == 16, "verdict_range_key");
+_Static_assert(sizeof(struct verdict_entry) == 12, "verdict_entry");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct service_key) == 24, "service_key");
 _Static_assert(sizeof(struct backend) == 24, "backend");

@@ -43,6 +43,7 @@ var reasons = [256]reasonWords{
 	228: {name: "MARTIAN", text: "a loopback, unspecified, link-local or multicast address where none may be"},
 	229: {name: "PENDING_DENY", text: "the peer is not known yet and a deny rule could apply"},
 	230: {name: "REDIRECT", text: "the kernel refused the redirect"},
+	231: {name: "NO_POLICY_YET", text: "the pod is closed until its policy is in the kernel"},
 }
 
 var hooks = []string{

@@ -12,7 +12,6 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/bpf"
 	"github.com/kube-cilium/kube-cilium/internal/flow"
-	"github.com/kube-cilium/kube-cilium/internal/policy"
 )
 
 var (
@@ -57,11 +56,7 @@ func Event(e *bpf.Event, boot time.Time, iface string) flow.Event {
 		Ingress:     has(e, bpf.MapsEventFlagsEVENT_INGRESS),
 		Fragment:    has(e, bpf.MapsEventFlagsEVENT_FRAGMENT),
 		Tunnel:      has(e, bpf.MapsEventFlagsEVENT_TUNNEL),
-		Endpoint:    e.Endpoint, Interface: iface, Ifindex: e.Ifindex, Length: e.Length,
-	}
-	out.Rules[policy.Egress] = e.Rule
-	if out.Ingress {
-		out.Rules = [2]uint32{policy.Ingress: e.Rule}
+		Endpoint:    e.Endpoint, Interface: iface, Ifindex: e.Ifindex, Length: e.Length, Rules: e.Rules,
 	}
 	if iface == "" && e.Ifindex != 0 {
 		out.Interface = "if" + strconv.FormatUint(uint64(e.Ifindex), 10)

@@ -50,7 +50,7 @@ func sample() bpf.Event {
 		Proto: 6, TcpFlags: 2,
 		Saddr: bpf.AddrFrom(netip.MustParseAddr("10.0.0.1")), Daddr: bpf.AddrFrom(netip.MustParseAddr("2001:db8::2")),
 		XlateAddr: bpf.AddrFrom(netip.MustParseAddr("192.0.2.3")), XlatePort: netOrder(4000),
-		Sport: netOrder(40000), Dport: netOrder(443), Endpoint: 17, SrcIdentity: 300, DstIdentity: 2, Ifindex: 1, Length: 60, Rule: 9,
+		Sport: netOrder(40000), Dport: netOrder(443), Endpoint: 17, SrcIdentity: 300, DstIdentity: 2, Ifindex: 1, Length: 60, Rules: [2]uint32{1: 9},
 	}
 }
 
@@ -154,7 +154,7 @@ func bare(t *testing.T) *Reader {
 
 func numbered(n int) []byte {
 	e := sample()
-	e.Rule = uint32(n)
+	e.Rules[1] = uint32(n)
 	return raw(e)
 }
 

@@ -181,6 +181,18 @@ func fill(t *testing.T, p *pinned) {
 	p.put(t, bpf.MapsMapServices, bpf.ServiceKey{Addr: ip("10.96.0.10"), Port: be16(53), Proto: 17}, bpf.Service{Id: 3, Backends: 1})
 	p.put(t, bpf.MapsMapBackends, bpf.BackendKey{Service: 3}, bpf.Backend{Addr: ip("10.0.0.10"), Port: be16(5300)})
 	p.put(t, bpf.MapsMapServiceNames, bpf.ServiceNameKey{Cookie: 1<<63 + 1, Addr: ip("10.0.0.10"), Port: be16(5300), Proto: 17}, bpf.ServiceName{Addr: ip("10.96.0.10"), Port: be16(53)})
+	p.put(t, bpf.MapsMapPolicies, uint32(7), bpf.Policy{Side: [2]bpf.PolicySide{
+		{Flags: uint16(bpf.MapsPolicyFlagsPOLICY_NONE)},
+		{DefaultRule: 0xbeef, Table: 3, Flags: uint16(bpf.MapsPolicyFlagsPOLICY_ENFORCED | bpf.MapsPolicyFlagsPOLICY_PORTS)},
+	}})
+	p.put(t, bpf.MapsMapPolicies, uint32(8), bpf.Policy{Side: [2]bpf.PolicySide{{}, {Flags: uint16(bpf.MapsPolicyFlagsPOLICY_ENFORCED)}}})
+	allow := bpf.VerdictEntry{Rule: 0xcafe, Precedence: 5, Verdict: uint8(bpf.MapsVerdictVERDICT_ALLOWED)}
+	deny := bpf.VerdictEntry{Rule: 0xd0, Precedence: 4, Verdict: uint8(bpf.MapsVerdictVERDICT_DENIED)}
+	p.put(t, bpf.MapsMapVerdicts, bpf.VerdictKey{Table: 3, Proto: 6, Peer: 300, Port: be16(80)}, allow)
+	p.put(t, bpf.MapsMapVerdicts, bpf.VerdictKey{Table: 3, Peer: bpf.PeerClassBit | 4}, deny)
+	p.put(t, bpf.MapsMapVerdictRanges, bpf.VerdictRangeKey{Prefixlen: bpf.VerdictRangeBits + 12, Key: bpf.VerdictKey{Table: 3, Proto: 17, Port: be16(0x1230)}}, allow)
+	p.put(t, bpf.MapsMapVerdictRanges, bpf.VerdictRangeKey{Prefixlen: bpf.VerdictRangeBits, Key: bpf.VerdictKey{Table: 3, Proto: 17}}, allow)
+	p.put(t, bpf.MapsMapClasses, bpf.PrefixKeyFrom(netip.MustParsePrefix("192.168.0.0/16")), uint32(bpf.PeerClassBit|4))
 	p.put(t, bpf.MapsMapLiveSettings, uint32(0), bpf.Settings{Generation: 4, ReportInterval: 5})
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
@@ -218,6 +230,16 @@ func TestEveryMapIsShown(t *testing.T) {
 		bpf.MapsMapServices:     `"10.96.0.10" "53" "UDP" "3" "1" ""` + "\n",
 		bpf.MapsMapBackends:     `"3" "0" "10.0.0.10" "5300" ""` + "\n",
 		bpf.MapsMapServiceNames: `"9223372036854775809" "UDP" "10.0.0.10:5300" "10.96.0.10:53"` + "\n",
+		bpf.MapsMapPolicies: `"7" "allowed" "0" "" "enforced" "3" "0000beef"
+"8" "closed" "0" "" "enforced" "0" ""
+`,
+		bpf.MapsMapVerdicts: `"3" "" "4" "any" "" "deny" "000000d0" "4"
+"3" "300" "" "TCP" "80" "allow" "0000cafe" "5"
+`,
+		bpf.MapsMapVerdictRanges: `"3" "" "" "UDP" "0-65535" "allow" "0000cafe" "5"
+"3" "" "" "UDP" "4656-4671" "allow" "0000cafe" "5"
+`,
+		bpf.MapsMapClasses:      `"192.168.0.0/16" "4"` + "\n",
 		bpf.MapsMapLiveSettings: `"4" "5" ""` + "\n",
 		bpf.MapsMapDropBudgets:  `"0" "POLICY" "9" "0s"` + "\n",
 		bpf.MapsMapHooks:        "",

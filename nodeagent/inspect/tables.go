@@ -60,7 +60,40 @@ func readers(now uint32) map[string]reader {
 		col("identity", maptable.Identity), col("endpoint", maptable.Endpoint), col("idle", maptable.Text),
 		col("sent", maptable.Text), col("received", maptable.Text), col("flags", maptable.Text), col("as", maptable.AddrPort),
 	}
+	verdictColumns := []maptable.Column{
+		col("table", maptable.Number), col("identity", maptable.Identity), col("class", maptable.Text), col("protocol", maptable.Text),
+		col("ports", maptable.Text), col("verdict", maptable.Text), col("rule", maptable.Text), col("precedence", maptable.Number),
+	}
 	return map[string]reader{
+		bpf.MapsMapPolicies: of(func(k *uint32, v *bpf.Policy) []any {
+			if *v == (bpf.Policy{}) {
+				return nil // nobody's id, or a pod that is closed
+			}
+			egress, ingress := v.Side[bpf.MapsSideSIDE_EGRESS], v.Side[bpf.MapsSideSIDE_INGRESS]
+			return []any{number(*k), policyState(egress), number(egress.Table), rule(egress.DefaultRule),
+				policyState(ingress), number(ingress.Table), rule(ingress.DefaultRule)}
+		}, col("endpoint", maptable.Endpoint), col("egress", maptable.Text), col("egressTable", maptable.Number), col("egressDefault", maptable.Text),
+			col("ingress", maptable.Text), col("ingressTable", maptable.Number), col("ingressDefault", maptable.Text)),
+
+		bpf.MapsMapVerdicts: of(func(k *bpf.VerdictKey, v *bpf.VerdictEntry) []any {
+			ports := ""
+			if k.Proto != 0 {
+				ports = strconv.Itoa(int(hostOrder(k.Port)))
+			}
+			return verdict(k, ports, v)
+		}, verdictColumns...),
+		bpf.MapsMapVerdictRanges: of(func(k *bpf.VerdictRangeKey, v *bpf.VerdictEntry) []any {
+			bits := k.Prefixlen - bpf.VerdictRangeBits
+			if bits > 16 {
+				return verdict(&k.Key, fmt.Sprintf("?%d", k.Prefixlen), v)
+			}
+			first := hostOrder(k.Key.Port)
+			return verdict(&k.Key, fmt.Sprintf("%d-%d", first, uint32(first)|0xffff>>bits), v)
+		}, verdictColumns...),
+		bpf.MapsMapClasses: of(func(k *bpf.PrefixKey, v *uint32) []any {
+			return []any{prefix(k), class(*v)}
+		}, col("prefix", maptable.Prefix), col("class", maptable.Text)),
+
 		bpf.MapsMapEndpoints: of(func(k *bpf.Addr, v *bpf.Endpoint) []any {
 			return []any{addr(*k), number(v.Id), number(v.Identity), ifname(v.Ifindex), mac(v.Mac), mac(v.HostMac),
 				flags(uint32(v.Flags), flagName{1, "HOST"})}
@@ -318,6 +351,47 @@ func addr(a bpf.Addr) string {
 		return ip.String()
 	}
 	return ""
+}
+
+// rule is a number for people to compare with what names rules: hexadecimal, "" for none.
+func rule(n uint32) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%08x", n)
+}
+
+func class(n uint32) string { return strconv.FormatUint(uint64(n&^bpf.PeerClassBit), 10) }
+
+func policyState(s bpf.PolicySide) string {
+	switch {
+	case s.Flags == 0:
+		return "closed"
+	case bpf.MapsPolicyFlags(s.Flags)&bpf.MapsPolicyFlagsPOLICY_NONE != 0:
+		return "allowed"
+	}
+	return "enforced"
+}
+
+func verdict(k *bpf.VerdictKey, ports string, v *bpf.VerdictEntry) []any {
+	who, which, protocol := "", "", "any"
+	switch {
+	case k.Peer&bpf.PeerClassBit != 0:
+		which = class(k.Peer)
+	case k.Peer != 0:
+		who = strconv.FormatUint(uint64(k.Peer), 10)
+	}
+	if k.Proto != 0 {
+		protocol = flow.ProtocolName(k.Proto)
+	}
+	says := fmt.Sprintf("?%d", v.Verdict)
+	switch bpf.MapsVerdict(v.Verdict) {
+	case bpf.MapsVerdictVERDICT_ALLOWED:
+		says = "allow"
+	case bpf.MapsVerdictVERDICT_DENIED:
+		says = "deny"
+	}
+	return []any{number(k.Table), who, which, protocol, ports, says, rule(v.Rule), number(v.Precedence)}
 }
 
 func prefix(k *bpf.PrefixKey) string {
