@@ -235,21 +235,23 @@ func (n *Network) write(ctx context.Context, w world, own v1alpha1.CiliumNode, g
 	}
 	n.mu.Lock()
 	if !same {
-		n.inside.again = noUplink != nil
+		n.inside.again, n.routesSet = noUplink != nil, false
 	}
-	n.inside.config, n.inside.configured, n.inside.generation, n.inside.spec = config, true, generation, w.spec
-	n.mu.Unlock()
-	n.mu.Lock()
+	n.inside.config, n.inside.configured = config, true
 	routed := same && n.routesSet && slices.Equal(n.routes, t.routes)
 	n.mu.Unlock()
 	if whole && !routed { // the datapath itself repairs what somebody else takes away
 		if err := n.datapath.SetRoutes(t.routes); err != nil {
 			return fmt.Errorf("routes: %w", err)
 		}
-		n.mu.Lock()
-		n.routes, n.routesSet = t.routes, true
-		n.mu.Unlock()
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if whole {
+		n.routes, n.routesSet = t.routes, true
+	}
+	// Last: who reads in the report that a generation is observed counts on all of it, the routes too.
+	n.inside.generation, n.inside.spec = generation, w.spec
 	return noUplink
 }
 
