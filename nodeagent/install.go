@@ -10,14 +10,16 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
-	"github.com/vishvananda/netlink"
 
 	"github.com/kube-cilium/kube-cilium/cni"
 )
@@ -31,11 +33,19 @@ const ConfName = "05-kube-cilium.conflist"
 // installCheck is how often the files are looked at.
 const installCheck = 5 * time.Second
 
-// liveDevices are interfaces that only another CNI's running datapath has.
-var liveDevices = []string{
-	"cilium_host", "cilium_net", "cilium_vxlan", "cilium_geneve", "cilium_wg0", "flannel.1", "flannel-v6.1", "cni0",
-	"vxlan.calico", "vxlan-v6.calico", "weave", "antrea-gw0", "kube-bridge", "ovn-k8s-mp0",
-}
+// liveDevices match interfaces that only another CNI's running datapath has: its own, and the host's ends of its pods'.
+var liveDevices = regexp.MustCompile(`^(` + strings.Join([]string{
+	`cilium_(host|net|vxlan|geneve|wg0)|lxc_health|lxc[0-9a-f]{12}`,
+	`flannel\.[0-9]+|flannel-v6\.[0-9]+|flannel-wg(-v6)?|cni0`,
+	`vxlan\.calico|vxlan-v6\.calico|wireguard\.cali|wg-v6\.cali|cali[0-9a-f]{11}`,
+	`weave|vethwe-bridge|antrea-(gw|tun)0|kube-bridge|ovn-k8s-mp[0-9]+`,
+	`eni[0-9a-f]{11}|vlan\.eth\.[0-9]+|pod-id-link0`, // AWS VPC CNI
+	`azure0|azv[0-9a-f]{7,11}`,                       // Azure CNI
+	`gke[0-9a-f]{11}`,
+}, "|") + `)$`)
+
+// knownConfs match configurations of CNIs that may leave no interface to know them by, such as kindnet.
+var knownConfs = regexp.MustCompile(`^[0-9]+-(aws|azure|kindnet|calico|canal|flannel|weave|antrea|kuberouter|ovn-kubernetes|cilium|gke-ptp)\.(conf|conflist|json)$`)
 
 // Install puts the plugin and its configuration where the container runtime looks, and puts them back when somebody
 // overwrites or removes them. Both stay when the agent ends: the plugin queues what it is asked meanwhile.
@@ -48,8 +58,8 @@ type Install struct {
 	SocketDir, StateDir string
 	Log                 logr.Logger
 
-	// device tells whether the node has an interface of a name; nil: ask the kernel.
-	device func(name string) bool
+	// devices names the node's interfaces; nil: ask the kernel.
+	devices func() ([]string, error)
 
 	mu  sync.Mutex
 	err error
@@ -84,12 +94,16 @@ func (i *Install) Installed() (bool, error) {
 
 // Blocked returns errOtherCNI when another CNI is live here.
 func (i *Install) Blocked() error {
-	device := i.device
-	if device == nil {
-		device = hasDevice
+	devices := i.devices
+	if devices == nil {
+		devices = deviceNames
 	}
-	for _, name := range liveDevices {
-		if device(name) {
+	names, err := devices()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if liveDevices.MatchString(name) {
 			return fmt.Errorf("%w: interface %s", errOtherCNI, name)
 		}
 	}
@@ -97,18 +111,66 @@ func (i *Install) Blocked() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("CNI configurations: %w", err)
 	}
+	been := slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() == ConfName })
 	for _, e := range entries {
-		// The runtime takes the first by name; what comes after ours is never used.
-		if ext := filepath.Ext(e.Name()); e.Name() < ConfName && slices.Contains([]string{".conf", ".conflist", ".json"}, ext) {
-			return fmt.Errorf("%w: %s comes before %s", errOtherCNI, filepath.Join(i.ConfDir, e.Name()), ConfName)
+		if !slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(e.Name())) {
+			continue
+		}
+		path := filepath.Join(i.ConfDir, e.Name())
+		// The runtime takes the first by name; what comes after ours is never used. Before ours is there it is.
+		if e.Name() < ConfName && !callsUs(path) {
+			return fmt.Errorf("%w: %s comes before %s", errOtherCNI, path, ConfName)
+		}
+		if e.Name() > ConfName && !been && knownConfs.MatchString(e.Name()) {
+			return fmt.Errorf("%w: %s", errOtherCNI, path)
 		}
 	}
 	return nil
 }
 
-func hasDevice(name string) bool {
-	_, err := netlink.LinkByName(name)
-	return err == nil
+// callsUs tells whether a configuration is that of Multus, which makes no network of its own, and what it calls is not
+// somebody else: what it wrote down before a reboot is our configuration, and its newer form asks a daemon.
+func callsUs(path string) bool {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return false
+	}
+	type plugin struct{ Name, Type string }
+	type list struct {
+		plugin
+		Plugins []plugin
+	}
+	var conf struct {
+		list
+		Delegates []list
+	}
+	if err := json.Unmarshal(data, &conf); err != nil {
+		return false
+	}
+	for _, p := range append(conf.Plugins, conf.plugin) {
+		if p.Type != "" && p.Type != "multus" && p.Type != "multus-shim" {
+			return false
+		}
+	}
+	for _, d := range conf.Delegates {
+		ours := func(p plugin) bool { return p.Type == cni.PluginType }
+		if d.Name != cni.NetworkName || !ours(d.plugin) && !slices.ContainsFunc(d.Plugins, ours) {
+			return false
+		}
+	}
+	return conf.Type != "" || len(conf.Plugins) > 0
+}
+
+func deviceNames() ([]string, error) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("interfaces of this host: %w", err)
+	}
+	names := make([]string, len(all))
+	for i := range all {
+		names[i] = all[i].Name
+	}
+	return names, nil
 }
 
 // ensure puts the binary before the configuration that names it.

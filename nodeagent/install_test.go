@@ -22,7 +22,7 @@ func newInstall(t *testing.T) *Install {
 	t.Helper()
 	i := &Install{
 		Plugin: filepath.Join(t.TempDir(), "plugin"), BinDir: filepath.Join(t.TempDir(), "bin"), ConfDir: filepath.Join(t.TempDir(), "net.d"),
-		SocketDir: cni.DefaultSocketDir, StateDir: cni.DefaultStateDir, Log: testr.New(t), device: func(string) bool { return false },
+		SocketDir: cni.DefaultSocketDir, StateDir: cni.DefaultStateDir, Log: testr.New(t), devices: func() ([]string, error) { return nil, nil },
 	}
 	nodetest.Must(t, os.WriteFile(i.Plugin, []byte("the plugin"), 0o700))
 	return i
@@ -87,24 +87,57 @@ func TestInstallPutsItselfBack(t *testing.T) {
 }
 
 func TestInstallRefusesBesideAnotherCNI(t *testing.T) {
-	i := newInstall(t)
-	nodetest.Must(t, i.ensure())
-	other := filepath.Join(i.ConfDir, "00-other.conflist")
-	nodetest.Must(t, os.WriteFile(other, []byte("{}"), 0o600))
-	if err := i.ensure(); !errors.Is(err, errOtherCNI) {
-		t.Errorf("a configuration before ours: %v", err)
+	const ours = `{"name": "kube-cilium", "plugins": [{"type": "cilium-cni"}]}`
+	for _, row := range []struct {
+		name string
+		// files are other configurations, name -> content.
+		files   map[string]string
+		devices []string
+		// been: our configuration is there, from before a reboot.
+		been, refused bool
+	}{
+		{"nothing", nil, []string{"lo", "eth0", "eni0", "calico0", "kc0123456789ab", "veth12345678"}, false, false},
+		{"a configuration before ours", map[string]string{"00-other.conflist": "{}"}, nil, true, true},
+		{"one that comes after and nobody knows", map[string]string{"10-other.conflist": "{}"}, nil, false, false},
+		{"upstream's, which comes before", map[string]string{"05-cilium.conflist": `{"name": "cilium", "plugins": [{"type": "cilium-cni"}]}`}, nil, true, true},
+		{"kindnet's", map[string]string{"10-kindnet.conflist": "{}"}, nil, false, true},
+		{"kindnet's, left from before we came", map[string]string{"10-kindnet.conflist": "{}"}, nil, true, false},
+		{"AWS's", map[string]string{"10-aws.conflist": "{}"}, nil, false, true},
+		{"Calico's", map[string]string{"10-calico.conflist": "{}"}, nil, false, true},
+		{"flannel's", map[string]string{"10-flannel.conflist": "{}"}, nil, false, true},
+		{"upstream's devices", nil, []string{"lo", "cilium_host"}, true, true},
+		{"a pod of Calico", nil, []string{"cali0123456789a"}, true, true},
+		{"a pod of AWS", nil, []string{"eni0123456789a"}, true, true},
+		{"a pod of AWS with a network of its own", nil, []string{"vlan.eth.2"}, true, true},
+		{"a pod of Azure", nil, []string{"azv1234567"}, true, true},
+		{"flannel on VXLAN 7", nil, []string{"flannel.7"}, true, true},
+		{"Multus that calls us", map[string]string{"00-multus.conf": `{"name": "multus-cni-network", "type": "multus", "delegates": [` + ours + `]}`}, nil, false, false},
+		{"Multus that asks its daemon", map[string]string{"00-multus.conf": `{"name": "multus-cni-network", "type": "multus-shim"}`}, nil, false, false},
+		{"Multus in a list", map[string]string{"00-multus.conflist": `{"name": "m", "plugins": [{"type": "multus-shim"}]}`}, nil, true, false},
+		{"Multus that calls another", map[string]string{"00-multus.conf": `{"type": "multus", "delegates": [{"name": "cbr0", "type": "bridge"}]}`}, nil, true, true},
+		{"Multus that calls upstream", map[string]string{"00-multus.conf": `{"type": "multus", "delegates": [{"name": "cilium", "plugins": [{"type": "cilium-cni"}]}]}`}, nil, true, true},
+		{"half a file", map[string]string{"00-multus.conf": `{"type": "mul`}, nil, true, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			i := newInstall(t)
+			if row.been {
+				nodetest.Must(t, i.ensure())
+			}
+			nodetest.Must(t, os.MkdirAll(i.ConfDir, 0o755))
+			for name, content := range row.files {
+				nodetest.Must(t, os.WriteFile(filepath.Join(i.ConfDir, name), []byte(content), 0o600))
+			}
+			i.devices = func() ([]string, error) { return row.devices, nil }
+			if err := i.ensure(); errors.Is(err, errOtherCNI) != row.refused || err != nil && !row.refused {
+				t.Errorf("got %v", err)
+			}
+			for name, content := range row.files {
+				if got, err := os.ReadFile(filepath.Join(i.ConfDir, name)); err != nil || string(got) != content {
+					t.Errorf("%s was touched: %q, %v", name, got, err)
+				}
+			}
+		})
 	}
-	if _, err := os.Stat(other); err != nil {
-		t.Errorf("it was touched: %v", err)
-	}
-	nodetest.Must(t, os.Rename(other, filepath.Join(i.ConfDir, "10-other.conflist")))
-	nodetest.Must(t, i.ensure())
-	i.device = func(name string) bool { return name == "cilium_host" }
-	if err := i.ensure(); !errors.Is(err, errOtherCNI) {
-		t.Errorf("a live datapath: %v", err)
-	}
-	i.device = func(string) bool { return false }
-	nodetest.Must(t, i.ensure())
 }
 
 // cilium #30609, #16669: an agent that ended took its configuration along, the node became
