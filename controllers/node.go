@@ -66,6 +66,9 @@ var reportTurned = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 			return true
 		}
 	}
+	if refused(old) != refused(now) {
+		return true
+	}
 	return old.Status.BootID != now.Status.BootID || old.Status.ObservedConfigGeneration != now.Status.ObservedConfigGeneration
 }}
 
@@ -135,8 +138,25 @@ func judge(node *corev1.Node, report *v1alpha1.CiliumNodeReport, lease *coordina
 		return asItIs
 	case lease == nil || !fresh(lease, now):
 		return closed
+	case thisBoot && refused(report):
+		return closed
 	}
 	return asItIs
+}
+
+// refused tells that the agent lives and cannot serve the node until a person repairs it: a pod that came would wait
+// for its network without end.
+func refused(report *v1alpha1.CiliumNodeReport) bool {
+	c := meta.FindStatusCondition(report.Status.Conditions, v1alpha1.ConditionDatapathReady)
+	if c == nil || c.Status != metav1.ConditionFalse {
+		return false
+	}
+	switch c.Reason {
+	case v1alpha1.ReasonNoBPFFS, v1alpha1.ReasonNoCgroup2, v1alpha1.ReasonMissingCapability, v1alpha1.ReasonKernelTooOld,
+		v1alpha1.ReasonNewerLayout, v1alpha1.ReasonNodeNameTooLong:
+		return true
+	}
+	return false
 }
 
 // setTaint patches the taints as they were read: they are one list without keys, which others write too.

@@ -280,6 +280,11 @@ func TestJudgeNode(t *testing.T) {
 	alive, silent := agentLease("a", 0), agentLease("a", time.Minute)
 	otherCNI := nodeReport("a", "boot")
 	otherCNI.Status.Conditions = []metav1.Condition{{Type: ready, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonOtherCNI}}
+	because := func(boot, reason string) *v1alpha1.CiliumNodeReport {
+		r := nodeReport("a", boot)
+		r.Status.Conditions = []metav1.Condition{{Type: datapath, Status: metav1.ConditionFalse, Reason: reason}}
+		return r
+	}
 	for _, row := range []struct {
 		name   string
 		report *v1alpha1.CiliumNodeReport
@@ -295,6 +300,9 @@ func TestJudgeNode(t *testing.T) {
 		{"rebooted, agent not yet back", nodeReport("a", "boot before", ready, datapath), silent, closed},
 		{"rebooted, no lease", nodeReport("a", "boot before", ready, datapath), nil, closed},
 		{"another network serves the node", otherCNI, silent, asItIs},
+		{"no bpffs, the agent lives", because("boot", v1alpha1.ReasonNoBPFFS), alive, closed},
+		{"no bpffs before the reboot", because("boot before", v1alpha1.ReasonNoBPFFS), alive, asItIs},
+		{"waits for its prefixes", because("boot", "NoPrefix"), alive, asItIs},
 		{"rebooted, agent back and starting", nodeReport("a", "boot before", ready, datapath), alive, asItIs},
 	} {
 		node := coreNode("a")

@@ -294,9 +294,9 @@ func oneLine(err error) string {
 
 func datapathReason(err error) string {
 	for reason, is := range map[string]error{
-		"NoBPFFileSystem": datapath.ErrNoBPFFS, "NoCgroup2": datapath.ErrNoCgroup2,
-		"MissingCapability": datapath.ErrMissingCapability, "KernelTooOld": datapath.ErrKernelTooOld,
-		"NewerLayout": datapath.ErrNewerLayout, "NodeNameTooLong": errLongName,
+		v1alpha1.ReasonNoBPFFS: datapath.ErrNoBPFFS, v1alpha1.ReasonNoCgroup2: datapath.ErrNoCgroup2,
+		v1alpha1.ReasonMissingCapability: datapath.ErrMissingCapability, v1alpha1.ReasonKernelTooOld: datapath.ErrKernelTooOld,
+		v1alpha1.ReasonNewerLayout: datapath.ErrNewerLayout, v1alpha1.ReasonNodeNameTooLong: errLongName,
 	} {
 		if errors.Is(err, is) {
 			return reason

@@ -33,6 +33,17 @@ const ReasonOtherCNI = "OtherCNI"
 // a route or a sysctl, cannot be made what it should be: programs and maps are in force, and the message says what is not.
 const ReasonRepairFailing = "RepairFailing"
 
+// Reasons of DatapathReady=False that stand until a person repairs the node: its agent lives and tries on, and no pod
+// can be served before.
+const (
+	ReasonNoBPFFS           = "NoBPFFileSystem"
+	ReasonNoCgroup2         = "NoCgroup2"
+	ReasonMissingCapability = "MissingCapability"
+	ReasonKernelTooOld      = "KernelTooOld"
+	ReasonNewerLayout       = "NewerLayout"
+	ReasonNodeNameTooLong   = "NodeNameTooLong"
+)
+
 const (
 	// ConfigName is the name of the one CiliumConfig that is honoured.
 	ConfigName = "default"
