@@ -165,6 +165,9 @@ func Open(opts Options) (*Datapath, error) {
 			return nil, fmt.Errorf("make pin folder: %w", err)
 		}
 	}
+	if err := lockPins(opts.folder()); err != nil {
+		return nil, err
+	}
 	m, err := openMaps(opts.folder(), layouts())
 	if err != nil {
 		return nil, err

@@ -74,6 +74,20 @@ func (m *mapSet) pin(l layout) string { return filepath.Join(m.folder, PinName(l
 // read-only mount alone does not stop it: BPF_OBJ_GET asks the file's mode and not the mount.)
 const pinMode = 0o440
 
+// lockPins gives every pin its mode: an agent that died while it opened one left it writable.
+func lockPins(folder string) error {
+	err := filepath.WalkDir(folder, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		return os.Chmod(path, pinMode)
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set the mode of pins: %w", err)
+	}
+	return nil
+}
+
 func pinMap(m *ebpf.Map, pin string) error {
 	if err := m.Pin(pin); err != nil {
 		return err

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/cilium/ebpf"
 )
 
 // TestPinsCannotBeOpenedForWriting is what keeps the inspect container from changing the network: root that may not
@@ -13,6 +15,16 @@ import (
 func TestPinsCannotBeOpenedForWriting(t *testing.T) {
 	f := newFixture(t)
 	f.open()
+	// An agent that died while it opened a pin left it writable; nobody of the next one opens this.
+	left := filepath.Join(f.opts.folder(), PinName("left", 7))
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	must(t, err)
+	defer m.Close()
+	must(t, m.Pin(left))
+	f.open()
+	if info, err := os.Stat(left); err != nil || info.Mode().Perm() != pinMode {
+		t.Errorf("a pin that was left writable: %v, %v", info.Mode(), err)
+	}
 	for _, l := range layouts() {
 		info, err := os.Stat(filepath.Join(f.opts.folder(), PinName(l.name, l.version)))
 		if err != nil {
