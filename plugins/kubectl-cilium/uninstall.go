@@ -338,29 +338,34 @@ func (o *uninstallOptions) removeRoles(ctx context.Context, c *cluster.Cluster) 
 			return s.Kind != rbacv1.ServiceAccountKind || s.Namespace != cluster.Namespace
 		})
 	}
+	var roles rbacv1.ClusterRoleList
+	if err := c.List(ctx, &roles); err != nil {
+		return err
+	}
+	// Not somebody else's, such as view, into which ours are aggregated.
+	roles.Items = slices.DeleteFunc(roles.Items, func(r rbacv1.ClusterRole) bool {
+		speaks := slices.ContainsFunc(r.Rules, func(p rbacv1.PolicyRule) bool { return slices.Contains(p.APIGroups, v1alpha1.GroupVersion.Group) })
+		return !speaks || !strings.HasPrefix(r.Name, "cilium-")
+	})
+	// Whoever is bound to a role of ours, such as a group of people, is bound to nothing afterwards.
+	toOurs := func(ref rbacv1.RoleRef) bool {
+		return ref.Kind == "ClusterRole" && slices.ContainsFunc(roles.Items, func(r rbacv1.ClusterRole) bool { return r.Name == ref.Name })
+	}
 	var bindings rbacv1.ClusterRoleBindingList
 	if err := c.List(ctx, &bindings); err != nil {
 		return err
 	}
 	for i := range bindings.Items {
 		b := &bindings.Items[i]
-		if !accounts(b.Subjects) {
+		if !accounts(b.Subjects) && !toOurs(b.RoleRef) {
 			continue
 		}
 		if err := o.remove(ctx, c, "clusterrolebinding.rbac.authorization.k8s.io/"+b.Name, b); err != nil {
 			return err
 		}
 	}
-	var roles rbacv1.ClusterRoleList
-	if err := c.List(ctx, &roles); err != nil {
-		return err
-	}
 	for i := range roles.Items {
 		r := &roles.Items[i]
-		ours := slices.ContainsFunc(r.Rules, func(p rbacv1.PolicyRule) bool { return slices.Contains(p.APIGroups, v1alpha1.GroupVersion.Group) })
-		if !ours || !strings.HasPrefix(r.Name, "cilium-") {
-			continue // somebody else's, such as view, into which ours are aggregated
-		}
 		if err := o.remove(ctx, c, "clusterrole.rbac.authorization.k8s.io/"+r.Name, r); err != nil {
 			return err
 		}
@@ -371,7 +376,7 @@ func (o *uninstallOptions) removeRoles(ctx context.Context, c *cluster.Cluster) 
 	}
 	for i := range local.Items {
 		b := &local.Items[i]
-		if b.Namespace == cluster.Namespace || !accounts(b.Subjects) {
+		if b.Namespace == cluster.Namespace || !accounts(b.Subjects) && !toOurs(b.RoleRef) {
 			continue // those of our namespace go with it
 		}
 		if err := o.remove(ctx, c, "rolebinding.rbac.authorization.k8s.io/"+b.Name, b); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
@@ -61,6 +62,14 @@ func TestUninstall(t *testing.T) {
 	}
 	if out, err := env.Kubectl("apply", "--server-side", "-k", filepath.Join(testenv.Root(), "config", "default")); err != nil {
 		t.Fatalf("%v: %s", err, out)
+	}
+	people := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "people-who-read"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cilium-reader"},
+		Subjects:   []rbacv1.Subject{{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "people"}},
+	}
+	if err := c.Create(t.Context(), people); err != nil {
+		t.Fatal(err)
 	}
 	for _, name := range []string{"worker-1", "worker-2"} {
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{Taints: []corev1.Taint{
@@ -144,6 +153,9 @@ func TestUninstall(t *testing.T) {
 		t.Errorf("taints %+v, %v", node.Spec.Taints, err)
 	}
 	nothingLeft(t, env)
+	if err := c.Get(t.Context(), client.ObjectKeyFromObject(people), people); !apierrors.IsNotFound(err) {
+		t.Errorf("a group is still bound to a role that is gone: %v", err)
+	}
 	if code, out, errOut := plugin("", "status"); code != 1 || !strings.Contains(out, "the kinds of kube-cilium.io are not installed") {
 		t.Errorf("status afterwards: exit %d, %s%s", code, out, errOut)
 	}
