@@ -77,44 +77,56 @@ func finish(t *testing.T, loads []*load) {
 	t.Helper()
 	for _, l := range loads {
 		if err := <-l.results; err != nil {
-			t.Errorf("%s %s: %v", l.name, l.proto, err)
+			fault(t, "%s %s: %v", l.name, l.proto, err)
 			continue
 		}
 		r := l.result
 		t.Logf("%-12s %-8s sent %7d  lost %3d  doubled %d  resets %d  longest gap %d ms", l.name, l.proto, r.Sent, r.Lost, r.Doubled, r.Resets, r.MaxGap)
 		if r.Sent == 0 {
-			t.Errorf("%s %s: nothing was sent: %s", l.name, l.proto, r.Error)
+			fault(t, "%s %s: nothing was sent: %s", l.name, l.proto, r.Error)
 		}
 		if r.Lost != 0 || r.Resets != 0 {
-			t.Errorf("%s %s to %s: %d of %d lost, %d resets: %s", l.name, l.proto, l.dst, r.Lost, r.Sent, r.Resets, r.Error)
+			fault(t, "%s %s to %s: %d of %d lost, %d resets: %s", l.name, l.proto, l.dst, r.Lost, r.Sent, r.Resets, r.Error)
 		}
 	}
 }
 
-// drops gives each node's drop counters, as its report says them.
+// drops gives each node's drop counters, straight from the kernel: a report of them may be ten seconds old.
 func (c *cluster) drops(t testing.TB) map[string]int64 {
 	t.Helper()
-	var list struct {
-		Items []struct {
-			Metadata struct{ Name string }
-			Status   struct {
-				Drops []struct {
+	m, err := c.readDrops(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func (c *cluster) readDrops(ctx context.Context) (map[string]int64, error) {
+	drops := map[string]int64{}
+	for _, n := range c.Nodes {
+		out, err := c.plugin(ctx, "map", "dump", n.Name, "metrics", "-o", "json")
+		if err != nil {
+			return nil, err
+		}
+		var dump struct {
+			Maps []struct {
+				Entries []struct {
 					Hook, Reason string
+					Dropped      bool
 					Packets      int64
 				}
 			}
 		}
-	}
-	if err := json.Unmarshal([]byte(c.kubectl(t, "get", "ciliumnodereports", "-o", "json")), &list); err != nil {
-		t.Fatal(err)
-	}
-	m := map[string]int64{}
-	for _, n := range list.Items {
-		for _, d := range n.Status.Drops {
-			m[n.Metadata.Name+" "+d.Hook+" "+d.Reason] = d.Packets
+		if err := json.Unmarshal([]byte(out), &dump); err != nil || len(dump.Maps) != 1 {
+			return nil, fmt.Errorf("metrics of %s: %w: %s", n.Name, err, out)
+		}
+		for _, e := range dump.Maps[0].Entries {
+			if e.Dropped {
+				drops[n.Name+" "+e.Hook+" "+e.Reason] = e.Packets
+			}
 		}
 	}
-	return m
+	return drops, nil
 }
 
 // newDrops says which counters grew.
@@ -127,6 +139,14 @@ func newDrops(before, after map[string]int64) []string {
 	}
 	sort.Strings(grew)
 	return grew
+}
+
+// noNewDrops fails for counters that grew.
+func (c *cluster) noNewDrops(t testing.TB, before map[string]int64) {
+	t.Helper()
+	if grew := newDrops(before, c.drops(t)); len(grew) > 0 {
+		fault(t, "drop counters grew: %s", strings.Join(grew, "; "))
+	}
 }
 
 func (c *cluster) agentPod(t testing.TB, node string) (name, container string) {
@@ -172,7 +192,12 @@ func TestAgentKilled(t *testing.T) {
 		proberPod(ns, "client", c.Nodes[0].Name, dir, false)+proberPod(ns, "same", c.Nodes[0].Name, dir, false)+proberPod(ns, "other", c.Nodes[1].Name, dir, false))
 	c.waitReady(t, ns, "client", "same", "other")
 	other := c.podIPs(t, ns, "other")
-	to := map[string]string{"same v4": c.podIPs(t, ns, "same")["4"], "other v4": other["4"], "other v6": other["6"]}
+	c.apply(t, proberService(ns))
+	to := map[string]string{
+		"same v4": c.podIPs(t, ns, "same")["4"], "other v4": other["4"], "other v6": other["6"],
+		"ClusterIP v4": c.serviceIPs(t, ns, "both")["4"],
+	}
+	c.answers(t, ns, to)
 
 	before := c.drops(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -188,10 +213,8 @@ func TestAgentKilled(t *testing.T) {
 		}
 	}
 	if d := time.Since(start); d > 75*time.Second {
-		t.Errorf("the kills took %s: the load ended before them", d)
+		fault(t, "the kills took %s: the load ended before them", d)
 	}
 	finish(t, loads)
-	if grew := newDrops(before, c.drops(t)); len(grew) > 0 {
-		t.Errorf("drop counters grew: %s", strings.Join(grew, "; "))
-	}
+	c.noNewDrops(t, before)
 }

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,7 +17,7 @@ import (
 // TestAPIServerAway cuts the nodes off from the API server for five minutes and kills an agent in between: running
 // pods go on, and a new pod (a static one: nothing else can be asked for without an API server) starts.
 func TestAPIServerAway(t *testing.T) {
-	c := up(t, "outage", "--workers", "2", "--ip-family", "dual", "--cni", "ours")
+	c := upBeside(t, "outage", "--workers", "2", "--ip-family", "dual", "--cni", "ours")
 	const ns = "outage"
 	dir := proberDir(t)
 	n1, n2 := c.Nodes[0].Name, c.Nodes[1].Name
@@ -25,6 +26,8 @@ func TestAPIServerAway(t *testing.T) {
 	c.waitReady(t, ns, "client", "other")
 	other := c.podIPs(t, ns, "other")
 	_, container := c.agentPod(t, n2)
+	client := c.containerOf(t, ns, "client")
+	before := c.drops(t)
 	podsBefore := c.podAddressesOn(t, n2)
 
 	const away = 5 * time.Minute
@@ -42,6 +45,7 @@ func TestAPIServerAway(t *testing.T) {
 	if out, err := c.OnNode(t.Context(), n2, "cp", path, "/etc/kubernetes/manifests/static.yaml"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	fresh := ""
 	eventually(t, "a new pod answers its node during the outage", 3*time.Minute, func() error {
 		for _, ip := range c.podAddressesOn(t, n2) {
 			if slices.Contains(podsBefore, ip) {
@@ -50,12 +54,26 @@ func TestAPIServerAway(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancel()
 			if _, err := c.OnNode(ctx, n2, "curl", "-sf", "--max-time", "2", fmt.Sprintf("http://%s:%d/", ip, proberPort+1)); err == nil {
+				fresh = ip
 				return nil
 			}
 		}
 		return fmt.Errorf("no new address answers")
 	})
 	t.Logf("%.0f s after the API server went away and the agent was killed, a new pod answers", time.Since(start).Seconds())
+	// The other node cannot have heard of it: the pod's address is inside its node's prefix, and that is known.
+	if out, err := c.OnNode(t.Context(), n1, "curl", "-sf", "--max-time", "5", fmt.Sprintf("http://%s:%d/", fresh, proberPort+1)); err != nil {
+		fault(t, "the new pod does not answer the other node: %v\n%s", err, out)
+	}
+	out, err := c.OnNode(t.Context(), n1, "ctr", "-n", "k8s.io", "tasks", "exec", "--exec-id", "asks", client,
+		"/prober/prober", "stream", "-proto", "connect", "-dst", fmt.Sprintf("%s:%d", fresh, proberPort), "-rate", "20", "-duration", "1s")
+	var asked streamResult
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &asked)
+	}
+	if err != nil || asked.Sent == 0 || asked.Lost > 0 {
+		fault(t, "the new pod does not answer a pod of the other node: %+v %v", asked, err)
+	}
 	time.Sleep(time.Until(start.Add(away))) // the length of the outage is the test
 	restoreAPIServer(t, c)
 	finish(t, loads)
@@ -66,6 +84,14 @@ func TestAPIServerAway(t *testing.T) {
 		}
 		return nil
 	})
+	c.noNewDrops(t, before)
+}
+
+// containerOf is the id of a pod's container, for when no API server can be asked to run something in it.
+func (c *cluster) containerOf(t testing.TB, namespace, pod string) string {
+	t.Helper()
+	id := c.kubectl(t, "-n", namespace, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}")
+	return strings.TrimPrefix(strings.TrimSpace(id), "containerd://")
 }
 
 // podAddressesOn gives the IPv4 addresses that a node routes to its pods.

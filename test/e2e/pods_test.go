@@ -11,12 +11,33 @@ import (
 
 const proberPort = 8080
 
+// proberService is the Service "both" of the pods "same" and "other". It chooses no others: a pod that asks itself is
+// another test.
+func proberService(namespace string) string {
+	return `
+apiVersion: v1
+kind: Service
+metadata: {namespace: ` + namespace + `, name: both}
+spec:
+  ipFamilyPolicy: PreferDualStack
+  selector: {served: both}
+  ports:
+  - {name: tcp, port: 8080, protocol: TCP}
+  - {name: udp, port: 8080, protocol: UDP}
+---
+`
+}
+
 // proberPod is a pod that serves the prober on one node.
 func proberPod(namespace, name, node, dir string, hostNetwork bool) string {
+	served := "no"
+	if name == "same" || name == "other" {
+		served = "both"
+	}
 	return fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
-metadata: {namespace: %s, name: %s, labels: {app: prober, pod: %s}}
+metadata: {namespace: %s, name: %s, labels: {app: prober, pod: %s, served: %q}}
 spec:
   nodeName: %s
   hostNetwork: %v
@@ -31,7 +52,7 @@ spec:
     volumeMounts: [{name: prober, mountPath: /prober, readOnly: true}]
   volumes: [{name: prober, hostPath: {path: %s, type: Directory}}]
 ---
-`, namespace, name, name, node, hostNetwork, proberPort, proberPort, dir)
+`, namespace, name, name, served, node, hostNetwork, proberPort, proberPort, dir)
 }
 
 func (c *cluster) waitReady(t testing.TB, namespace string, pods ...string) {
@@ -97,6 +118,20 @@ func (c *cluster) ask(t testing.TB, namespace, pod string, targets []target, att
 		t.Fatal(err)
 	}
 	return parseResults(t, out)
+}
+
+// answers waits until every address answers the client: a Service's backends are known a moment after its pods.
+func (c *cluster) answers(t testing.TB, namespace string, to map[string]string) {
+	t.Helper()
+	var targets []target
+	for name, addr := range to {
+		targets = append(targets, target{Name: name, Proto: "tcp", Addr: addr, Port: proberPort, Size: 1})
+	}
+	for _, r := range c.ask(t, namespace, "client", targets, 10) {
+		if !r.OK {
+			t.Fatalf("%s does not answer before anything was done: %s", r.Name, r.Error)
+		}
+	}
 }
 
 func parseResults(t testing.TB, out string) []result {

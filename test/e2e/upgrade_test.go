@@ -28,7 +28,12 @@ func TestUpgradeAndBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	world := byFamily(c.Outside.World)
-	to := map[string]string{"same v4": c.podIPs(t, ns, "same")["4"], "other v6": c.podIPs(t, ns, "other")["6"], "world v4": world["4"], "world v6": world["6"]}
+	c.apply(t, proberService(ns))
+	to := map[string]string{
+		"same v4": c.podIPs(t, ns, "same")["4"], "other v6": c.podIPs(t, ns, "other")["6"],
+		"world v4": world["4"], "world v6": world["6"], "ClusterIP v6": c.serviceIPs(t, ns, "both")["6"],
+	}
+	c.answers(t, ns, to)
 	before := c.drops(t)
 	const d = 100 * time.Second
 	loads := startLoad(t, c, ns, d, to)
@@ -42,14 +47,12 @@ func TestUpgradeAndBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		if want := map[string]string{"next": "conntrack_v2", "dev": "conntrack_v1"}[tag]; !strings.Contains(pins, want) {
-			t.Errorf("no %s with the build %s: %s", want, tag, pins)
+			fault(t, "no %s with the build %s: %s", want, tag, pins)
 		}
 	}
 	if time.Since(start) > d {
-		t.Errorf("the rollouts took %s: the load ended before them", time.Since(start))
+		fault(t, "the rollouts took %s: the load ended before them", time.Since(start))
 	}
 	finish(t, loads)
-	if grew := newDrops(before, c.drops(t)); len(grew) > 0 {
-		t.Errorf("drop counters grew: %s", strings.Join(grew, "; "))
-	}
+	c.noNewDrops(t, before)
 }
