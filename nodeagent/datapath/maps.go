@@ -74,11 +74,17 @@ func (m *mapSet) pin(l layout) string { return filepath.Join(m.folder, PinName(l
 // read-only mount alone does not stop it: BPF_OBJ_GET asks the file's mode and not the mount.)
 const pinMode = 0o440
 
-// lockPins gives every pin its mode: an agent that died while it opened one left it writable.
+// lockPins gives every pin of a map or link its mode: an agent that died while it opened one left it writable. A
+// program's pin keeps its own: nothing can be written to a program, and to open it the kernel asks for both rights.
 func lockPins(folder string) error {
 	err := filepath.WalkDir(folder, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		switch {
+		case err != nil:
 			return err
+		case d.IsDir() && d.Name() == "programs":
+			return fs.SkipDir
+		case d.IsDir():
+			return nil
 		}
 		return os.Chmod(path, pinMode)
 	})

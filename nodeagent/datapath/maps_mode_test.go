@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 )
 
 // TestPinsCannotBeOpenedForWriting is what keeps the inspect container from changing the network: root that may not
@@ -21,7 +22,16 @@ func TestPinsCannotBeOpenedForWriting(t *testing.T) {
 	must(t, err)
 	defer m.Close()
 	must(t, m.Pin(left))
+	// Programs are opened by an agent that may not override modes either.
+	program := filepath.Join(f.opts.folder(), "programs", "some_0123456789abcdef")
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
+	must(t, err)
+	defer p.Close()
+	must(t, p.Pin(program))
 	f.open()
+	if info, err := os.Stat(program); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the pin of a program: %v, %v", info.Mode(), err)
+	}
 	if info, err := os.Stat(left); err != nil || info.Mode().Perm() != pinMode {
 		t.Errorf("a pin that was left writable: %v, %v", info.Mode(), err)
 	}

@@ -128,7 +128,7 @@ func (c *cluster) evidence(t *testing.T) {
 	var all strings.Builder
 	show := func(title string, out string, err error) {
 		fmt.Fprintf(&all, "--- %s\n%s", title, out)
-		if err != nil {
+		if err != nil && out == "" {
 			fmt.Fprintf(&all, "%v\n", err)
 		}
 	}
