@@ -76,3 +76,16 @@ func (k MapsPrefixKey) Prefix() netip.Prefix {
 	}
 	return netip.PrefixFrom(ip, int(k.Prefixlen))
 }
+
+// PrefixAndMask gives p as an address and the mask of its bits, both in the 16-byte form; two zero Addrs for the zero
+// netip.Prefix.
+func PrefixAndMask(p netip.Prefix) (prefix, mask Addr) {
+	if !p.IsValid() {
+		return Addr{}, Addr{}
+	}
+	k := PrefixKeyFrom(p)
+	for i := range k.Prefixlen {
+		mask.B[i/8] |= 0x80 >> (i % 8)
+	}
+	return k.Addr, mask
+}

@@ -19,8 +19,11 @@
 
 /* Ticks for which a node's lowered MTU holds (RFC 1191: ten minutes). */
 #define MTU_LIFETIME 560
-/* Lower than this nobody is believed. */
-#define MTU_MIN 576
+/*
+ * Lower than this nobody is believed: anybody may have sent the error, and
+ * an underlay carries what IPv6 asks of every link (RFC 8200).
+ */
+#define MTU_MIN 1280
 
 /* To the VXLAN device, which takes what we do not unpack. */
 static __always_inline int leave_to_device(struct pkt *p)
@@ -247,8 +250,7 @@ static __always_inline int to_host(struct __sk_buff *skb, struct pkt *p)
 		if (!parse_quoted(skb, p) ||
 		    !addr_equal(&p->q.t.saddr, &p->t.daddr))
 			return FORWARD_NOT_OURS;
-		if (tunnel_port && p->q.t.proto == IPPROTO_UDP &&
-		    p->q.t.dport == bpf_htons(tunnel_port)) {
+		if (to_tunnel_port(&p->q.t)) {
 			lower_mtu(skb, p);
 			return FORWARD_NOT_OURS;
 		}
@@ -281,9 +283,8 @@ static __always_inline int enter(struct __sk_buff *skb, struct pkt *p)
 		return FORWARD_NOT_OURS;
 	if (r)
 		return r;
-	if (tunnel_port && p->t.proto == IPPROTO_UDP &&
-	    p->t.dport == bpf_htons(tunnel_port) && !p->fragment &&
-	    !p->ipv6 && p->t.daddr.w[3] == node_ipv4.w[3])
+	if (to_tunnel_port(&p->t) && !p->fragment && !p->ipv6 &&
+	    p->t.daddr.w[3] == node_ipv4.w[3])
 		return from_tunnel(skb, p);
 
 	/* Nothing outside has this node's or its pods' addresses, or speaks to our loopback. */
@@ -311,7 +312,7 @@ static __always_inline int enter(struct __sk_buff *skb, struct pkt *p)
 	}
 	if (local->flags & ENDPOINT_HOST) {
 		/* Our tunnel device hears on every address of the host, and would believe a frame that came by this one. */
-		if (to_tunnel_port(p) &&
+		if (to_tunnel_port(&p->t) &&
 		    !(p->ipv6 ? same_addr(&p->t.daddr, &node_ipv6) :
 				same_addr(&p->t.daddr, &node_ipv4)))
 			return DROP_ENCAP_PROHIBITED;

@@ -181,7 +181,9 @@ static __always_inline int speak(struct __sk_buff *skb, struct pkt *p)
 		if (r)
 			return r;
 	}
-	return to_wire(skb, p, out, FORWARD_TO_NETWORK);
+	return to_wire(skb, p, out,
+		       addr_zero(&p->node) ? &p->t.daddr : &p->node, p->ipv6,
+		       FORWARD_TO_NETWORK);
 }
 
 SEC("tc")

@@ -111,9 +111,11 @@ func TestPathMTU(t *testing.T) {
 	if mtu() != 0 {
 		t.Error("another error lowered the MTU")
 	}
-	lower(100)
-	if mtu() != 0 {
-		t.Error("a senseless MTU was believed")
+	for _, senseless := range []uint32{100, 576, 1279} {
+		lower(senseless)
+		if mtu() != 0 {
+			t.Errorf("an MTU of %d was believed", senseless)
+		}
 	}
 	lower(1300)
 	if mtu() != 1300 {

@@ -57,8 +57,7 @@ static __always_inline int own(struct __sk_buff *skb, struct pkt *p)
 	if (!nat_can(p))
 		return FORWARD_NOT_OURS;
 	if (port < nat_port_min || port > nat_port_max ||
-	    (p->t.proto == IPPROTO_UDP && tunnel_port &&
-	     p->t.dport == bpf_htons(tunnel_port)))
+	    to_tunnel_port(&p->t))
 		return FORWARD_NOT_OURS;
 	d = bpf_map_lookup_elem(&devices, &ifindex);
 	if (!d || !addr_equal(&p->t.saddr, p->ipv6 ? &d->ipv6 : &d->ipv4))
@@ -130,8 +129,7 @@ static __always_inline int leave(struct __sk_buff *skb, struct pkt *p)
 	if (unlikely(p->fragment) && fragment_ports(p))
 		return FORWARD_NOT_OURS;
 	/* What goes to a tunnel is ours and marked; anybody else's would be believed to come from this node's pods. */
-	if (unlikely(p->t.proto == IPPROTO_UDP && tunnel_port &&
-		     p->t.dport == bpf_htons(tunnel_port))) {
+	if (unlikely(to_tunnel_port(&p->t))) {
 		struct peer *peer = peer_of(&p->t.daddr);
 
 		if (peer && peer->flags & PEER_NODE)

@@ -8,7 +8,7 @@
  *
  * Who sent it: a socket of this host when the packet never came in by a device;
  * else the one named in the mark; else whose the source address is. Never the
- * host by its address alone.
+ * host by its address alone, nor a pod that speaks through the tunnel.
  */
 #include "lib/common.h"
 #include "lib/config.h"
@@ -23,6 +23,7 @@ static __always_inline __u32 who_sent(struct __sk_buff *skb, struct pkt *p)
 {
 	__u32 magic = mark_magic(skb->mark);
 	struct endpoint *local;
+	struct peer *peer;
 
 	if (!skb->ingress_ifindex)
 		return IDENTITY_HOST;
@@ -32,7 +33,11 @@ static __always_inline __u32 who_sent(struct __sk_buff *skb, struct pkt *p)
 	if (local)
 		return local->flags & ENDPOINT_HOST ? IDENTITY_PENDING :
 						      local->identity;
-	return identity_of(&p->t.saddr);
+	/* In the cluster, and came neither natively nor by the tunnel, or it had a mark: an address alone names nobody. */
+	peer = peer_of(&p->t.saddr);
+	if (peer && peer->flags & PEER_CLUSTER && !(peer->flags & PEER_NATIVE))
+		return IDENTITY_PENDING;
+	return peer_identity(peer);
 }
 
 /* Link-local or to many: not routed to anybody. */

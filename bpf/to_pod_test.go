@@ -40,6 +40,7 @@ func TestToPod(t *testing.T) {
 			{"forwarded from the world", pick(v6, out4, out6), pod, forwarded, bpf.MapsReasonFORWARD_TO_POD, idWorld, true},
 			{"forwarded from a pod", pick(v6, podB4, podB6), pod, forwarded, bpf.MapsReasonFORWARD_TO_POD, idB, true},
 			{"forwarded with the host's address: not the host (CVE-2023-27594)", pick(v6, node4, node6), pod, forwarded, bpf.MapsReasonFORWARD_TO_POD, idPending, true},
+			{"forwarded with the address of a pod that speaks through the tunnel", pick(v6, far4, far6), pod, forwarded, bpf.MapsReasonFORWARD_TO_POD, idPending, true},
 			{"not this pod's address", pick(v6, node4, node6), pick(v6, podB4, podB6), func(*context) {}, bpf.MapsReasonDROP_UNKNOWN_TARGET, 0, false},
 			{"nobody's address", pick(v6, out4, out6), pick(v6, nopod4, nopod6), forwarded, bpf.MapsReasonDROP_UNKNOWN_TARGET, 0, false},
 		} {

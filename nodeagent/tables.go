@@ -19,6 +19,7 @@ const (
 	peerNode         = uint32(bpf.MapsPeerFlagsPEER_NODE)
 	peerCluster      = uint32(bpf.MapsPeerFlagsPEER_CLUSTER)
 	peerLocal        = uint32(bpf.MapsPeerFlagsPEER_LOCAL)
+	peerDirect       = uint32(bpf.MapsPeerFlagsPEER_DIRECT)
 	peerNoMasquerade = uint32(bpf.MapsPeerFlagsPEER_NO_MASQUERADE)
 )
 
@@ -158,7 +159,11 @@ func wayTo(n v1alpha1.CiliumNode, spec v1alpha1.CiliumConfigSpec) way {
 	ipv4, ipv6 := underlayOf(n)
 	if modeOf(spec) == v1alpha1.RoutingNative {
 		direct := spec.Routing.DirectNodeRoutes == nil || *spec.Routing.DirectNodeRoutes
-		return way{flags: peerNative | peerCluster, ipv4: ipv4, ipv6: ipv6, direct: direct}
+		flags := peerNative | peerCluster
+		if direct {
+			flags |= peerDirect
+		}
+		return way{flags: flags, ipv4: ipv4, ipv6: ipv6, direct: direct}
 	}
 	// A tunnel carries both families; it goes by IPv4 where there is one, since only that header is built in eBPF.
 	over := ipv4

@@ -68,7 +68,7 @@ func text(t tables) map[string]string {
 // Flags as they are written in the tables below.
 const (
 	tunnel  = peerTunnel | peerCluster
-	native  = peerNative | peerCluster
+	native  = peerNative | peerCluster | peerDirect
 	cluster = peerCluster
 	local   = peerCluster | peerLocal
 	node    = peerNode

@@ -275,7 +275,7 @@ static __always_inline int from_pod_forbidden(const struct pkt *p,
 	if (p->ipv6 ? sport == 547 && dport == 546 : sport == 67 && dport == 68)
 		return DROP_DHCP_SERVER;
 	/* A forged tunnel packet would arrive with this node's address. */
-	if (!tunnel_port || dport != tunnel_port)
+	if (!to_tunnel_port(&p->t))
 		return 0;
 	if (local)
 		return local->flags & ENDPOINT_HOST ? DROP_ENCAP_PROHIBITED : 0;

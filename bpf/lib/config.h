@@ -25,6 +25,14 @@ static __always_inline void own_addr(union addr *a, bool ipv6)
 
 /* ifindex of the only uplink; 0: several, ask the routes. */
 const volatile __u32 uplink_ifindex = 0;
+/*
+ * A prefix of each family whose addresses the routes reach on the only
+ * uplink's own link, as address and mask; zero: none that is certain.
+ */
+const volatile union addr on_link_ipv4 = {};
+const volatile union addr on_link_ipv4_mask = {};
+const volatile union addr on_link_ipv6 = {};
+const volatile union addr on_link_ipv6_mask = {};
 /* ifindex of the VXLAN device; 0: none (native routing). */
 const volatile __u32 overlay_ifindex = 0;
 /* UDP port of the tunnel, host order; 0: no tunnel. */

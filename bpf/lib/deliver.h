@@ -13,6 +13,10 @@
 
 #include "packet.h"
 
+/* linux/socket.h has none of them. */
+#define AF_INET 2
+#define AF_INET6 10
+
 /* A router's duty: one hop less. The caller has seen that there is one left. */
 static __always_inline int hop(struct __sk_buff *skb, const struct pkt *p)
 {
@@ -112,11 +116,11 @@ static __always_inline __u32 uplink_towards(struct __sk_buff *skb, bool ipv6,
 		return known;
 	fib.ifindex = skb->ifindex;
 	if (ipv6) {
-		fib.family = 10;
+		fib.family = AF_INET6;
 		__builtin_memcpy(fib.ipv6_src, saddr, 16);
 		__builtin_memcpy(fib.ipv6_dst, daddr, 16);
 	} else {
-		fib.family = 2;
+		fib.family = AF_INET;
 		fib.ipv4_src = saddr->w[3];
 		fib.ipv4_dst = daddr->w[3];
 	}
@@ -126,13 +130,41 @@ static __always_inline __u32 uplink_towards(struct __sk_buff *skb, bool ipv6,
 	return fib.ifindex;
 }
 
-/* Out of an uplink; the kernel finds the next hop and its MAC. */
-static __always_inline int to_wire(struct __sk_buff *skb, struct pkt *p,
-				   __u32 ifindex, int reason)
+static __always_inline bool in_prefix(const union addr *a,
+				      const volatile union addr *prefix,
+				      const volatile union addr *mask)
 {
+	return (prefix->d[0] | prefix->d[1]) &&
+	       (a->d[0] & mask->d[0]) == prefix->d[0] &&
+	       (a->d[1] & mask->d[1]) == prefix->d[1];
+}
+
+/*
+ * Out of an uplink. The kernel finds the next hop's MAC; and the next hop, by
+ * the routes, unless next is on the uplink's own link. Zero: nobody special.
+ * A family that is not the packet's own is the routes' to find too.
+ */
+static __always_inline int to_wire(struct __sk_buff *skb, struct pkt *p,
+				   __u32 ifindex, const union addr *next,
+				   bool ipv6, int reason)
+{
+	struct bpf_redir_neigh hop = {};
+
 	p->target = ifindex;
 	skb->mark = MARK_DELIVERED;
-	p->action = bpf_redirect_neigh(ifindex, NULL, 0, 0);
+	if (!uplink_ifindex) {
+		p->action = bpf_redirect_neigh(ifindex, NULL, 0, 0);
+	} else if (!ipv6 && in_prefix(next, &on_link_ipv4, &on_link_ipv4_mask)) {
+		hop.nh_family = AF_INET;
+		hop.ipv4_nh = next->w[3];
+		p->action = bpf_redirect_neigh(ifindex, &hop, sizeof(hop), 0);
+	} else if (ipv6 && in_prefix(next, &on_link_ipv6, &on_link_ipv6_mask)) {
+		hop.nh_family = AF_INET6;
+		__builtin_memcpy(hop.ipv6_nh, next, sizeof(*next));
+		p->action = bpf_redirect_neigh(ifindex, &hop, sizeof(hop), 0);
+	} else {
+		p->action = bpf_redirect_neigh(ifindex, NULL, 0, 0);
+	}
 	return p->action == TC_REDIRECT ? reason : DROP_REDIRECT;
 }
 

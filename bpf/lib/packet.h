@@ -70,7 +70,7 @@ struct pkt {
 	struct tuple t;		/* as the packet came */
 	struct flow_key key;	/* the connection's name */
 	struct quoted q;	/* with error */
-	union addr node;	/* the other end of the tunnel */
+	union addr node;	/* the other end of the tunnel, or the next hop; zero: the routes know */
 	union addr xlate_addr;	/* its source (or destination) after translation, for the report */
 	__be16 xlate_port;
 	__u16 l4;		/* offset of the transport header in the frame */

@@ -48,6 +48,13 @@
 #define ICMP6_REDIRECT 137
 #define ICMP6_MLD2_REPORT 143
 
+/* Looks like a packet in the tunnel: UDP to its port. */
+static __always_inline bool to_tunnel_port(const struct tuple *t)
+{
+	return tunnel_port && t->proto == IPPROTO_UDP &&
+	       t->dport == bpf_htons(tunnel_port);
+}
+
 static __always_inline bool icmp4_is_error(__u8 type)
 {
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED ||

@@ -25,10 +25,4 @@ static __always_inline __u32 peer_identity(const struct peer *peer)
 	return peer ? peer->identity : IDENTITY_WORLD;
 }
 
-/* Identity of an address that is not this node's. */
-static __always_inline __u32 identity_of(const union addr *addr)
-{
-	return peer_identity(peer_of(addr));
-}
-
 #endif

@@ -33,8 +33,11 @@ static __subprogram int find_route(struct pkt *p, const struct conn *c)
 			p->node = peer->node;
 			return addr_zero(&p->node) ? DROP_NO_TUNNEL_ENDPOINT : 0;
 		}
-		if (flags & PEER_NATIVE)
+		if (flags & PEER_NATIVE) {
+			if (flags & PEER_DIRECT)
+				p->node = peer->node;
 			return 0;
+		}
 		if (flags & PEER_LOCAL)
 			return DROP_UNKNOWN_TARGET;
 		if (flags & PEER_CLUSTER)

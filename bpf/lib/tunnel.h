@@ -157,7 +157,7 @@ static __subprogram int encap_to_node(struct __sk_buff *skb, struct pkt *p)
 		if (bpf_skb_store_bytes(skb, 12, &proto, 2, 0))
 			return DROP_WRITE;
 	}
-	return to_wire(skb, p, out, FORWARD_TO_TUNNEL);
+	return to_wire(skb, p, out, node, false, FORWARD_TO_TUNNEL);
 
 device:
 	r = encap_by_device(skb, p, node, vni);
@@ -167,12 +167,6 @@ device:
 	skb->mark = MARK_DELIVERED;
 	p->action = bpf_redirect(overlay_ifindex, 0);
 	return p->action == TC_REDIRECT ? FORWARD_TO_TUNNEL : DROP_REDIRECT;
-}
-
-static __always_inline bool to_tunnel_port(const struct pkt *p)
-{
-	return tunnel_port && p->t.proto == IPPROTO_UDP &&
-	       p->t.dport == bpf_htons(tunnel_port);
 }
 
 /* addr_equal() with a constant of config.h, which is volatile. */

@@ -94,6 +94,7 @@ enum peer_flags {
 	PEER_CLUSTER = 1 << 3,		/* inside the cluster's pools: unknown means pending, not world */
 	PEER_NO_MASQUERADE = 1 << 4,	/* outside, and to see the pod's own address */
 	PEER_LOCAL = 1 << 5,		/* a prefix of this node's own pods: no endpoint, no such pod */
+	PEER_DIRECT = 1 << 6,		/* native: `node` is the next hop where it is on our link */
 };
 
 /* Who an address is and where it lives. */

@@ -3,6 +3,7 @@
 package nstest
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -44,6 +45,41 @@ func TestTooLargeDevice(t *testing.T) {
 	}
 	if t.Failed() {
 		l.dump()
+	}
+}
+
+// TestNextHop: what goes to a node on our link goes straight there, whatever the routes say; what is not on it, or of
+// which it is not known, goes where they lead.
+func TestNextHop(t *testing.T) {
+	for name, opts := range map[string]options{"tunnel": {}, "native": {native: true}} {
+		for _, onLink := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, on the link %v", name, onLink), func(t *testing.T) {
+				opts.onLink = onLink
+				l := newLab(t, opts)
+				l.listenAll()
+				a, far := l.nodes[0].pods[0], l.nodes[1].pods[0]
+				for _, to := range []netip.Addr{far.v4, far.v6} {
+					if err := a.ping(to); err != nil {
+						t.Fatalf("before: %v", err)
+					}
+				}
+				// Nobody is there to forward it.
+				l.nodes[0].ip("route add 172.31.0.2/32 via 172.31.0.77")
+				l.nodes[0].ip("-6 route add fd31::2/128 via fd31::77")
+				if opts.native {
+					l.nodes[0].ip("route replace 10.231.2.0/24 via 172.31.0.77")
+					l.nodes[0].ip("-6 route replace fd32:2::/64 via fd31::77")
+				}
+				for _, to := range []netip.Addr{far.v4, far.v6} {
+					if err := a.ping(to); (err == nil) != onLink {
+						t.Errorf("to %v: %v", to, err)
+					}
+				}
+				if t.Failed() {
+					l.dump()
+				}
+			})
+		}
 	}
 }
 

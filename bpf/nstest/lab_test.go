@@ -131,8 +131,9 @@ type options struct {
 	noNeigh        bool // the stack forwards
 	severalUplinks bool // uplink_ifindex 0: ask the routes
 	noMasquerade   bool
-	podMTU         int // 0: what fits
-	deviceMTU      int // of the pods' devices, where it is not podMTU
+	onLink         bool // the programs know the wire's prefixes
+	podMTU         int  // 0: what fits
+	deviceMTU      int  // of the pods' devices, where it is not podMTU
 }
 
 // lab is two nodes with pods, and one host outside.
@@ -334,11 +335,19 @@ func (n *node) addPod(name string, id uint16) {
 		Identity: p.identity, Id: id, Mac: mac, HostMac: hostMAC})
 }
 
+// hop is where packets for a pod of the node o go: its underlay address through the tunnel, that of the family natively.
+func (n *node) hop(o *node, family netip.Addr) netip.Addr {
+	if n.lab.opts.native {
+		return family
+	}
+	return o.underlay
+}
+
 func (n *node) fillPeers() {
 	cluster := bpf.MapsPeerFlagsPEER_CLUSTER
 	way := bpf.MapsPeerFlagsPEER_TUNNEL
 	if n.lab.opts.native {
-		way = bpf.MapsPeerFlagsPEER_NATIVE
+		way = bpf.MapsPeerFlagsPEER_NATIVE | bpf.MapsPeerFlagsPEER_DIRECT
 	}
 	pending := uint32(bpf.MapsIdentityIDENTITY_PENDING)
 	prefix := func(s string, p bpf.Peer) {
@@ -352,19 +361,16 @@ func (n *node) fillPeers() {
 			prefix(v6, local)
 			continue
 		}
-		remote := bpf.Peer{Node: bpf.AddrFrom(o.underlay), Identity: pending, Flags: uint32(cluster | way)}
-		prefix(v4, remote)
-		prefix(v6, remote)
+		prefix(v4, bpf.Peer{Node: bpf.AddrFrom(n.hop(o, o.v4)), Identity: pending, Flags: uint32(cluster | way)})
+		prefix(v6, bpf.Peer{Node: bpf.AddrFrom(n.hop(o, o.v6)), Identity: pending, Flags: uint32(cluster | way)})
 		n.put(bpf.MapsMapNodes, bpf.AddrFrom(o.underlay), bpf.Node{})
 		for _, a := range []netip.Addr{o.v4, o.v6} {
 			n.put(bpf.MapsMapPeers, bpf.AddrFrom(a), bpf.Peer{Node: bpf.AddrFrom(o.underlay),
 				Identity: uint32(bpf.MapsIdentityIDENTITY_REMOTE_NODE), Flags: uint32(bpf.MapsPeerFlagsPEER_NODE)})
 		}
 		for _, p := range o.pods {
-			for _, a := range []netip.Addr{p.v4, p.v6} {
-				n.put(bpf.MapsMapPeers, bpf.AddrFrom(a), bpf.Peer{Node: bpf.AddrFrom(o.underlay),
-					Identity: p.identity, Flags: uint32(cluster | way)})
-			}
+			n.put(bpf.MapsMapPeers, bpf.AddrFrom(p.v4), bpf.Peer{Node: bpf.AddrFrom(n.hop(o, o.v4)), Identity: p.identity, Flags: uint32(cluster | way)})
+			n.put(bpf.MapsMapPeers, bpf.AddrFrom(p.v6), bpf.Peer{Node: bpf.AddrFrom(n.hop(o, o.v6)), Identity: p.identity, Flags: uint32(cluster | way)})
 		}
 		if n.lab.opts.native {
 			n.ip(fmt.Sprintf("route add %s via %s", v4, o.v4))
@@ -399,6 +405,10 @@ func (n *node) load() {
 	}
 	if o.severalUplinks {
 		constants["uplink_ifindex"] = uint32(0)
+	}
+	if o.onLink {
+		constants["on_link_ipv4"], constants["on_link_ipv4_mask"] = bpf.PrefixAndMask(netip.MustParsePrefix("172.31.0.0/24"))
+		constants["on_link_ipv6"], constants["on_link_ipv6_mask"] = bpf.PrefixAndMask(netip.MustParsePrefix("fd31::/64"))
 	}
 	n.progs = map[string]*ebpf.Program{}
 	for _, p := range bpf.DevicePrograms() {

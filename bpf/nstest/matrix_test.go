@@ -112,10 +112,10 @@ func matrix(t *testing.T, opts options) {
 	}
 }
 
-func TestTunnel(t *testing.T)          { matrix(t, options{}) }
+func TestTunnel(t *testing.T)          { matrix(t, options{onLink: true}) }
 func TestTunnelByDevice(t *testing.T)  { matrix(t, options{device: true}) }
 func TestTunnelOverIPv6(t *testing.T)  { matrix(t, options{underlay6: true}) }
-func TestNative(t *testing.T)          { matrix(t, options{native: true}) }
+func TestNative(t *testing.T)          { matrix(t, options{native: true, onLink: true}) }
 func TestNoMasquerade(t *testing.T)    { matrix(t, options{noMasquerade: true}) }
 func TestNoRedirectPeer(t *testing.T)  { matrix(t, options{noRedirectPeer: true}) }
 func TestNoRedirectNeigh(t *testing.T) { matrix(t, options{noNeigh: true, device: true}) }

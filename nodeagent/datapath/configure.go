@@ -69,6 +69,9 @@ func (d *Datapath) configure(ctx context.Context) error {
 		return fmt.Errorf("find uplinks: %w", err)
 	}
 	d.uplinks = uplinks
+	if d.onLink4, d.onLink6, err = findOnLink(cfg, uplinks); err != nil {
+		return fmt.Errorf("find the uplink's own prefixes: %w", err)
+	}
 	mtu := underlayMTU(cfg, uplinks)
 	d.overlay = device{}
 	if cfg.Mode == v1alpha1.RoutingVXLAN {
@@ -217,7 +220,13 @@ func (d *Datapath) constants(cfg Config) (constants, error) {
 	if cfg.Mode == v1alpha1.RoutingVXLAN {
 		port = cfg.TunnelPort
 	}
+	prefix4, mask4 := bpf.PrefixAndMask(d.onLink4)
+	prefix6, mask6 := bpf.PrefixAndMask(d.onLink6)
 	return constants{
+		"on_link_ipv4":        prefix4,
+		"on_link_ipv4_mask":   mask4,
+		"on_link_ipv6":        prefix6,
+		"on_link_ipv6_mask":   mask6,
 		"node_ipv4":           bpf.AddrFrom(cfg.NodeIPv4),
 		"node_ipv6":           bpf.AddrFrom(cfg.NodeIPv6),
 		"uplink_ifindex":      only,

@@ -101,8 +101,10 @@ type Datapath struct {
 	cfg     *Config
 	done    bool
 	uplinks []uplink
-	overlay device
-	podMTU  int
+	// onLink4 and onLink6 are the prefixes that the programs take for the uplink's own; invalid: none.
+	onLink4, onLink6 netip.Prefix
+	overlay          device
+	podMTU           int
 	// deviceMTU is the underlay's.
 	deviceMTU int
 	// encap is true where programs build the VXLAN header.

@@ -45,8 +45,8 @@ func routeList(filter *netlink.Route, mask uint64) ([]netlink.Route, error) {
 	var out []netlink.Route
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := again(func() ([]netlink.Route, error) { return netlink.RouteListFiltered(family, filter, mask) })
-		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
-			continue // a kernel without IPv6
+		if lacksFamily(err) {
+			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
@@ -54,6 +54,11 @@ func routeList(filter *netlink.Route, mask uint64) ([]netlink.Route, error) {
 		out = append(out, routes...)
 	}
 	return out, nil
+}
+
+// lacksFamily is true of what a kernel without IPv6 answers.
+func lacksFamily(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // vanished is true of what the kernel answers about a pod's device that goes, or has gone, while it is worked on. Its

@@ -3,9 +3,11 @@
 package datapath
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -58,11 +60,30 @@ func (d *Datapath) Run(ctx context.Context) error {
 // everything stands for all devices.
 const everything = 0
 
-// events are the devices of which something was heard.
+// noDevice is told where an event is of no single device.
+const noDevice = -1
+
+// events are the devices of which something was heard, and the routes of others.
 type events struct {
 	changed chan struct{}
 	mu      sync.Mutex
 	devices map[int]bool
+	routes  []netip.Prefix
+}
+
+// manyRoutes is where single routes are not told apart any longer.
+const manyRoutes = 256
+
+// tellRoute tells of somebody else's route: it may cut into what we hold for the uplink's own link.
+func (e *events) tellRoute(ifindex int, p netip.Prefix) {
+	e.mu.Lock()
+	if len(e.routes) < manyRoutes {
+		e.routes = append(e.routes, p)
+	} else {
+		ifindex = everything
+	}
+	e.mu.Unlock()
+	e.tell(cmp.Or(ifindex, noDevice))
 }
 
 func (e *events) tell(ifindex int) {
@@ -75,21 +96,26 @@ func (e *events) tell(ifindex int) {
 	}
 }
 
-func (e *events) take() map[int]bool {
+func (e *events) take() (devices map[int]bool, routes []netip.Prefix) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	out := e.devices
-	e.devices = map[int]bool{}
-	return out
+	devices, routes = e.devices, e.routes
+	e.devices, e.routes = map[int]bool{}, nil
+	return devices, routes
 }
 
 // concerned is false when all that was heard is of pods that have gone since: their interfaces' filters and routes go
 // with them.
-func (d *Datapath) concerned(devices map[int]bool) bool {
+func (d *Datapath) concerned(devices map[int]bool, routes []netip.Prefix) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if devices[everything] {
 		return true
+	}
+	for _, r := range routes {
+		if d.onLink4.Overlaps(r) || d.onLink6.Overlaps(r) {
+			return true
+		}
 	}
 	for _, p := range d.pods {
 		if devices[p.Ifindex] {
@@ -127,7 +153,7 @@ func (d *Datapath) Health() error {
 }
 
 // watch tells of changes of links, addresses, routes, neighbours and filters. When the kernel's queue runs over or a
-// socket breaks it subscribes anew and tells, for something may have been missed.
+// socket breaks it subscribes anew. Each time that it begins to listen it tells, for something may have been missed.
 func watch(ctx context.Context, seen *events, report func(error)) {
 	for ctx.Err() == nil {
 		err := watchOnce(ctx, seen)
@@ -137,7 +163,6 @@ func watch(ctx context.Context, seen *events, report func(error)) {
 		if err != nil {
 			report(err)
 		}
-		seen.tell(everything)
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -177,6 +202,7 @@ func watchOnce(ctx context.Context, seen *events) error {
 	}
 	defer filters.Close()
 	go watchFilters(filters, seen, report)
+	seen.tell(everything) // what changed before we listened
 	ok := true
 	for ok {
 		select {
@@ -201,6 +227,8 @@ func watchOnce(ctx context.Context, seen *events) error {
 				seen.tell(r.LinkIndex)
 			case prefixOf(r.Dst).Bits() <= 0: // a default route: perhaps another uplink
 				seen.tell(everything)
+			case r.Table == unix.RT_TABLE_MAIN:
+				seen.tellRoute(r.LinkIndex, prefixOf(r.Dst))
 			}
 		case n, open := <-neighbours:
 			// Of permanent ones only that they go; the others come and go all day.

@@ -454,7 +454,7 @@ func flags(set uint32, names ...flagName) string {
 func peerFlags(set uint32) string {
 	return flags(set, flagName{uint32(bpf.MapsPeerFlagsPEER_TUNNEL), "TUNNEL"}, flagName{uint32(bpf.MapsPeerFlagsPEER_NATIVE), "NATIVE"},
 		flagName{uint32(bpf.MapsPeerFlagsPEER_NODE), "NODE"}, flagName{uint32(bpf.MapsPeerFlagsPEER_CLUSTER), "CLUSTER"},
-		flagName{uint32(bpf.MapsPeerFlagsPEER_NO_MASQUERADE), "NO_MASQUERADE"})
+		flagName{uint32(bpf.MapsPeerFlagsPEER_NO_MASQUERADE), "NO_MASQUERADE"}, flagName{uint32(bpf.MapsPeerFlagsPEER_DIRECT), "DIRECT"})
 }
 
 // compareRows orders by the fields from the left: addresses and prefixes by value, numbers as numbers.
