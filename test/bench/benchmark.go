@@ -65,8 +65,12 @@ func benchmark(ctx context.Context, o options) (err error) {
 		if err != nil {
 			return err
 		}
+		bare, err := g.bareSameNode(1450)
+		if err != nil {
+			return err
+		}
 		mine := shape{name: "same node", client: clientPod, server: same, dst: same.ips["4"]}
-		f, err := measure(ctx, log, "same node", []shape{pair, bridge, ptp, mine}, pair.name, all, o.rounds, o.millis, limits)
+		f, err := measure(ctx, log, "same node", []shape{pair, bridge, ptp, bare, mine}, pair.name, all, o.rounds, o.millis, limits)
 		if err != nil {
 			return err
 		}
@@ -104,9 +108,13 @@ func benchmark(ctx context.Context, o options) (err error) {
 		if err := c.configure(ctx, `{"spec":{"routing":{"mode":"Native"}}}`); err != nil {
 			return err
 		}
+		bare, err := g.bareNative(1500)
+		if err != nil {
+			return err
+		}
 		native := vxlan
 		native.name = "two nodes, native"
-		if f, err = measure(ctx, log, native.name, []shape{pair, native}, pair.name, all, o.rounds, o.millis, limits); err != nil {
+		if f, err = measure(ctx, log, native.name, []shape{pair, bare, native}, pair.name, all, o.rounds, o.millis, limits); err != nil {
 			return err
 		}
 		figures = append(figures, f...)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -24,6 +25,7 @@ type ground struct {
 	// pressure accounting walks all levels at each wakeup. None of our programs is attached there.
 	like   string
 	groups []string // made, the innermost last
+	links  []io.Closer
 }
 
 func (g *ground) space(name string) (place, error) {
@@ -67,6 +69,9 @@ func (g *ground) group(name string) (procs string, err error) {
 }
 
 func (g *ground) close() {
+	for _, l := range g.links {
+		_ = l.Close()
+	}
 	for _, s := range g.spaces {
 		_, _ = sh("ip netns del " + s)
 	}
