@@ -50,6 +50,10 @@ const (
 	FromOverlayVarNatPortMin        = "nat_port_min"
 	FromOverlayVarNodeIpv4          = "node_ipv4"
 	FromOverlayVarNodeIpv6          = "node_ipv6"
+	FromOverlayVarOnLinkIpv4        = "on_link_ipv4"
+	FromOverlayVarOnLinkIpv4Mask    = "on_link_ipv4_mask"
+	FromOverlayVarOnLinkIpv6        = "on_link_ipv6"
+	FromOverlayVarOnLinkIpv6Mask    = "on_link_ipv6_mask"
 	FromOverlayVarOverlayIfindex    = "overlay_ifindex"
 	FromOverlayVarPodMtu            = "pod_mtu"
 	FromOverlayVarTraceEveryPacket  = "trace_every_packet"
@@ -145,6 +149,10 @@ type FromOverlayVariableSpecs struct {
 	NatPortMin        *ebpf.VariableSpec `ebpf:"nat_port_min"`
 	NodeIpv4          *ebpf.VariableSpec `ebpf:"node_ipv4"`
 	NodeIpv6          *ebpf.VariableSpec `ebpf:"node_ipv6"`
+	OnLinkIpv4        *ebpf.VariableSpec `ebpf:"on_link_ipv4"`
+	OnLinkIpv4Mask    *ebpf.VariableSpec `ebpf:"on_link_ipv4_mask"`
+	OnLinkIpv6        *ebpf.VariableSpec `ebpf:"on_link_ipv6"`
+	OnLinkIpv6Mask    *ebpf.VariableSpec `ebpf:"on_link_ipv6_mask"`
 	OverlayIfindex    *ebpf.VariableSpec `ebpf:"overlay_ifindex"`
 	PodMtu            *ebpf.VariableSpec `ebpf:"pod_mtu"`
 	TraceEveryPacket  *ebpf.VariableSpec `ebpf:"trace_every_packet"`
@@ -238,6 +246,10 @@ type FromOverlayVariables struct {
 	NatPortMin        *ebpf.Variable `ebpf:"nat_port_min"`
 	NodeIpv4          *ebpf.Variable `ebpf:"node_ipv4"`
 	NodeIpv6          *ebpf.Variable `ebpf:"node_ipv6"`
+	OnLinkIpv4        *ebpf.Variable `ebpf:"on_link_ipv4"`
+	OnLinkIpv4Mask    *ebpf.Variable `ebpf:"on_link_ipv4_mask"`
+	OnLinkIpv6        *ebpf.Variable `ebpf:"on_link_ipv6"`
+	OnLinkIpv6Mask    *ebpf.Variable `ebpf:"on_link_ipv6_mask"`
 	OverlayIfindex    *ebpf.Variable `ebpf:"overlay_ifindex"`
 	PodMtu            *ebpf.Variable `ebpf:"pod_mtu"`
 	TraceEveryPacket  *ebpf.Variable `ebpf:"trace_every_packet"`

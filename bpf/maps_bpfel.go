@@ -280,6 +280,7 @@ const (
 	MapsPeerFlagsPEER_CLUSTER       MapsPeerFlags = 8
 	MapsPeerFlagsPEER_NO_MASQUERADE MapsPeerFlags = 16
 	MapsPeerFlagsPEER_LOCAL         MapsPeerFlags = 32
+	MapsPeerFlagsPEER_DIRECT        MapsPeerFlags = 64
 )
 
 type MapsPodInterface struct {

@@ -50,6 +50,10 @@ const (
 	ToNetdevVarNatPortMin        = "nat_port_min"
 	ToNetdevVarNodeIpv4          = "node_ipv4"
 	ToNetdevVarNodeIpv6          = "node_ipv6"
+	ToNetdevVarOnLinkIpv4        = "on_link_ipv4"
+	ToNetdevVarOnLinkIpv4Mask    = "on_link_ipv4_mask"
+	ToNetdevVarOnLinkIpv6        = "on_link_ipv6"
+	ToNetdevVarOnLinkIpv6Mask    = "on_link_ipv6_mask"
 	ToNetdevVarOverlayIfindex    = "overlay_ifindex"
 	ToNetdevVarPodMtu            = "pod_mtu"
 	ToNetdevVarTraceEveryPacket  = "trace_every_packet"
@@ -145,6 +149,10 @@ type ToNetdevVariableSpecs struct {
 	NatPortMin        *ebpf.VariableSpec `ebpf:"nat_port_min"`
 	NodeIpv4          *ebpf.VariableSpec `ebpf:"node_ipv4"`
 	NodeIpv6          *ebpf.VariableSpec `ebpf:"node_ipv6"`
+	OnLinkIpv4        *ebpf.VariableSpec `ebpf:"on_link_ipv4"`
+	OnLinkIpv4Mask    *ebpf.VariableSpec `ebpf:"on_link_ipv4_mask"`
+	OnLinkIpv6        *ebpf.VariableSpec `ebpf:"on_link_ipv6"`
+	OnLinkIpv6Mask    *ebpf.VariableSpec `ebpf:"on_link_ipv6_mask"`
 	OverlayIfindex    *ebpf.VariableSpec `ebpf:"overlay_ifindex"`
 	PodMtu            *ebpf.VariableSpec `ebpf:"pod_mtu"`
 	TraceEveryPacket  *ebpf.VariableSpec `ebpf:"trace_every_packet"`
@@ -238,6 +246,10 @@ type ToNetdevVariables struct {
 	NatPortMin        *ebpf.Variable `ebpf:"nat_port_min"`
 	NodeIpv4          *ebpf.Variable `ebpf:"node_ipv4"`
 	NodeIpv6          *ebpf.Variable `ebpf:"node_ipv6"`
+	OnLinkIpv4        *ebpf.Variable `ebpf:"on_link_ipv4"`
+	OnLinkIpv4Mask    *ebpf.Variable `ebpf:"on_link_ipv4_mask"`
+	OnLinkIpv6        *ebpf.Variable `ebpf:"on_link_ipv6"`
+	OnLinkIpv6Mask    *ebpf.Variable `ebpf:"on_link_ipv6_mask"`
 	OverlayIfindex    *ebpf.Variable `ebpf:"overlay_ifindex"`
 	PodMtu            *ebpf.Variable `ebpf:"pod_mtu"`
 	TraceEveryPacket  *ebpf.Variable `ebpf:"trace_every_packet"`
