@@ -89,7 +89,7 @@ type Table struct {
 	Entries map[Key]Entry
 	// Default is the rule of the default deny: the policies that select the pod in this direction.
 	Default RuleID
-	// Next is the table of the next tier: asked when nothing here matches, or a Pass does; then Default is 0. Nil for
+	// Next is the table of the next tier: asked where a Pass decides, or where nothing matches and Default is 0. Nil for
 	// the last one, and always where only NetworkPolicy speaks. A last table without Default allows what it does not
 	// match.
 	Next *Table
