@@ -46,6 +46,7 @@ import (
 	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
 	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
 	"github.com/kube-cilium/kube-cilium/nodeagent/events"
+	"github.com/kube-cilium/kube-cilium/nodeagent/reach"
 )
 
 const (
@@ -69,7 +70,9 @@ type Options struct {
 	StateDir, SocketDir     string
 	// HealthAddress and MetricsAddress are host:port; "0" for none.
 	HealthAddress, MetricsAddress string
-	Log                           logr.Logger
+	// NodeHealthPort is where other nodes ask this node's addresses, on all nodes the same; 0: nobody is asked.
+	NodeHealthPort uint16
+	Log            logr.Logger
 }
 
 // Agent is the agent of one node.
@@ -85,6 +88,7 @@ type Agent struct {
 	pods      *Pods
 	ids       *Identities
 	metrics   *metrics
+	others    *reach.Prober
 
 	endpointsChanged []bell
 	networkBell      bell
@@ -183,6 +187,7 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 		return nil, fmt.Errorf("manager: %w", err)
 	}
 	a.writer = NewWriter(a.manager.GetClient())
+	a.others = &reach.Prober{Targets: a.otherNodes, Port: o.NodeHealthPort, Observe: a.metrics.observeProbe}
 	a.ids = NewIdentities(a.manager.GetCache(), a.manager.GetAPIReader(), a.writer, func() { a.ringEndpoints() })
 	a.pods = &Pods{
 		cache: a.manager.GetCache(), live: a.manager.GetAPIReader(), identities: a.ids, endpoints: a.set,
@@ -286,6 +291,11 @@ func (a *Agent) start(ctx context.Context, run func(string, func(context.Context
 	run("datapath", d.Run)
 	run("conntrack", d.RunConntrackGC)
 	a.events(d, run)
+	if a.NodeHealthPort != 0 {
+		answers := &reach.Server{Addresses: a.ownAddresses, Port: a.NodeHealthPort, Log: a.Log.WithName("reach")}
+		run("answers to other nodes", answers.Run)
+		run("probes of other nodes", a.others.Run)
+	}
 
 	if err := a.wait(ctx); err != nil {
 		return err
@@ -538,6 +548,7 @@ func (a *Agent) observe() observed {
 	if o.datapath != nil {
 		o.health = o.datapath.Health()
 	}
+	o.others, o.othersKnown = a.others.Results()
 	o.installed, o.installErr = a.install.Installed()
 	if errors.Is(o.datapathErr, errOtherCNI) {
 		o.network.err, o.installErr, o.datapathErr = o.datapathErr, o.datapathErr, nil

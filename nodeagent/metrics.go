@@ -17,7 +17,8 @@ type metrics struct {
 	observe func() observed
 
 	packets, bytes, endpoints, addresses, entries, capacity, memory *prometheus.Desc
-	cni                                                             *prometheus.HistogramVec
+	reached                                                         *prometheus.Desc
+	cni, probes                                                     *prometheus.HistogramVec
 }
 
 func newMetrics(observe func() observed) *metrics {
@@ -33,6 +34,11 @@ func newMetrics(observe func() observed) *metrics {
 		entries:   desc("map_entries", "Entries of an eBPF map, where the kernel can tell.", "map"),
 		capacity:  desc("map_capacity", "Most entries of an eBPF map.", "map"),
 		memory:    desc("map_bytes", "Kernel memory of an eBPF map.", "map"),
+		reached:   desc("node_addresses", "Addresses of other nodes by how they were asked and whether they answered.", "protocol", "reachable"),
+		probes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "kube_cilium_node_probe_seconds", Help: "Answers of other nodes' addresses by how they were asked.",
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1},
+		}, []string{"protocol"}),
 		cni: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "kube_cilium_cni_request_seconds", Help: "CNI requests by command and outcome.",
 			Buckets: []float64{.005, .01, .02, .05, .1, .25, .5, 1, 2.5, 10},
@@ -41,12 +47,16 @@ func newMetrics(observe func() observed) *metrics {
 }
 
 // Describe sends nothing of what depends on maps and prefixes: Collect's metrics are checked as they come.
-func (m *metrics) Describe(ch chan<- *prometheus.Desc) { m.cni.Describe(ch) }
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) { m.cni.Describe(ch); m.probes.Describe(ch) }
 
 // Collect reads the kernel.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	m.cni.Collect(ch)
+	m.probes.Collect(ch)
 	o := m.observe()
+	for labels, n := range countReached(o.others) {
+		ch <- prometheus.MustNewConstMetric(m.reached, prometheus.GaugeValue, float64(n), labels[0], labels[1])
+	}
 	ch <- prometheus.MustNewConstMetric(m.endpoints, prometheus.GaugeValue, float64(o.endpoints))
 	for _, u := range o.ipam {
 		for state, n := range map[string]int64{"used": u.Used, "resting": u.Resting, "total": u.Total} {
@@ -72,6 +82,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(m.capacity, prometheus.GaugeValue, float64(info.MaxEntries), info.Name)
 		ch <- prometheus.MustNewConstMetric(m.memory, prometheus.GaugeValue, float64(info.Bytes), info.Name)
 	}
+}
+
+func (m *metrics) observeProbe(protocol string, took time.Duration) {
+	m.probes.WithLabelValues(protocol).Observe(took.Seconds())
 }
 
 func (m *metrics) observeCNI(cmd cni.Command, took time.Duration, failed bool) {

@@ -23,6 +23,7 @@ import (
 	"github.com/kube-cilium/kube-cilium/internal/flow"
 	"github.com/kube-cilium/kube-cilium/internal/version"
 	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
+	"github.com/kube-cilium/kube-cilium/nodeagent/reach"
 )
 
 const (
@@ -51,6 +52,9 @@ type observed struct {
 	serving    bool
 	installed  bool
 	installErr error
+	// others is how other nodes' addresses are reached; othersKnown: each was asked.
+	others      []reach.Result
+	othersKnown bool
 }
 
 // standing is what the cache holds of this node's own objects.
@@ -117,6 +121,9 @@ func (r *Report) look(ctx context.Context) error {
 	}
 	status := makeReport(r.observe(), r.last)
 	age := time.Since(r.written)
+	if age := time.Since(r.written); age < reportStill {
+		keepLatencies(status.Health, r.last.Health) // they change with every probe, and would be a write each
+	}
 	turned := anew || r.written.IsZero() || !apiequality.Semantic.DeepEqual(cold(status), cold(r.last))
 	if !turned && age < reportGap {
 		return nil
@@ -208,6 +215,10 @@ func makeReport(o observed, last v1alpha1.CiliumNodeReportStatus) v1alpha1.Ciliu
 	if o.network.configured {
 		s.Routing, s.Masquerade = routingText(o.network.config, s.Kernel.Features), masqueradeText(o.network.config)
 	}
+	s.Health = last.Health // until each was asked: a round of many nodes would be many writes
+	if o.othersKnown {
+		s.Health = healthProbes(o.others)
+	}
 	for _, c := range last.Conditions {
 		s.Conditions = append(s.Conditions, *c.DeepCopy())
 	}
@@ -275,7 +286,7 @@ func makeConditions(o observed) []metav1.Condition {
 			break
 		}
 	}
-	return []metav1.Condition{ready, kernel, path, conf}
+	return []metav1.Condition{ready, kernel, path, conf, othersCondition(o)}
 }
 
 // maxMessage bounds what a condition quotes, in bytes: it is written whenever it changes.

@@ -21,6 +21,8 @@ const (
 	// ConditionPolicyEnforced of CiliumNodeReport and CiliumEndpoint: the tables of every policy that concerns it are in
 	// the kernel.
 	ConditionPolicyEnforced = "PolicyEnforced"
+	// ConditionNodesReachable is False on a CiliumNodeReport while most other nodes answer none of the node's probes.
+	ConditionNodesReachable = "NodesReachable"
 	// ConditionConnectedToAPI is False on a CiliumNodeReport that an agent last wrote before losing the API server.
 	ConditionConnectedToAPI = "ConnectedToAPI"
 )

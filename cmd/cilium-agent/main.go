@@ -71,6 +71,7 @@ func run() *cobra.Command {
 	f.StringVar(&o.SocketDir, "socket-dir", cni.DefaultSocketDir, "where the agent's sockets are")
 	f.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:9879", "where kubelet's probes are answered; 0 for none")
 	f.StringVar(&o.MetricsAddress, "metrics-address", ":9962", "where Prometheus reads; 0 for none")
+	f.Uint16Var(&o.NodeHealthPort, "node-health-port", 4240, "where other nodes ask whether this node's addresses are reached, on all nodes the same; 0: nobody is asked")
 	f.IntVarP(&verbosity, "verbosity", "v", 0, "1 for debugging")
 	return cmd
 }

@@ -110,6 +110,53 @@ func matrix(t *testing.T, c *cluster) {
 			setup.run(t, m.name, 1)
 		})
 	}
+	c.nodesReachOneAnother(t)
+}
+
+// nodesReachOneAnother waits until every agent has reached every address of every other node in both ways.
+func (c *cluster) nodesReachOneAnother(t testing.TB) {
+	t.Helper()
+	type outcome struct{ Reachable bool }
+	var list struct {
+		Items []struct {
+			Metadata struct{ Name string }
+			Status   struct {
+				Health []struct {
+					Node, Address string
+					ICMP, TCP     outcome
+				}
+			}
+		}
+	}
+	eventually(t, "the agents reach one another", 90*time.Second, func() error {
+		out, err := c.Kubectl(t.Context(), nil, "get", "ciliumnodereports", "-o", "json")
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal([]byte(out), &list); err != nil {
+			return err
+		}
+		for _, report := range list.Items {
+			want := map[string]bool{}
+			for _, n := range c.Nodes {
+				for _, a := range n.Addresses {
+					want[n.Name+" "+a] = n.Name != report.Metadata.Name
+				}
+			}
+			for _, h := range report.Status.Health {
+				if !h.ICMP.Reachable || !h.TCP.Reachable {
+					return fmt.Errorf("%s: %+v", report.Metadata.Name, h)
+				}
+				delete(want, h.Node+" "+h.Address)
+			}
+			for k, other := range want {
+				if other {
+					return fmt.Errorf("%s has not asked %s: %+v", report.Metadata.Name, k, report.Status.Health)
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // setMode changes the CiliumConfig and waits until every node carries it out.
