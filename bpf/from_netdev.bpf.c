@@ -258,7 +258,16 @@ static __always_inline int to_host(struct __sk_buff *skb, struct pkt *p)
 	}
 	flow_name(&p->key, t);
 	c = conn_find(&p->key, 0, 0);
-	if (!c || conn_over(c, t->proto, p->now))
+	if (!c) {
+		/*
+		 * A connection that was masqueraded a moment before this program
+		 * came is in another table, which its predecessor knows. Left to
+		 * the stack, its answer would be reset.
+		 */
+		bpf_tail_call(skb, &hooks, SLOT_BEFORE);
+		return FORWARD_NOT_OURS;
+	}
+	if (conn_over(c, t->proto, p->now))
 		return FORWARD_NOT_OURS;
 	if (c->flags & CONN_POINTER)
 		return unmasquerade(skb, p, c);

@@ -212,6 +212,7 @@ const (
 	MapsHookHOOK_RECVMSG      MapsHook = 8
 	MapsHookHOOK_GETPEERNAME  MapsHook = 9
 	MapsHookHOOK_MAX          MapsHook = 10
+	MapsHookSLOT_BEFORE       MapsHook = 10
 )
 
 type MapsIdentity uint32

@@ -3,12 +3,15 @@
 package bpf_test
 
 import (
+	"bytes"
 	stdcontext "context"
 	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
 	"testing"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/kube-cilium/kube-cilium/bpf"
 )
@@ -387,5 +390,44 @@ func TestFromOutside(t *testing.T) {
 		back := in.reply().with(func(p *packet) { p.smac, p.dmac, p.ttl, p.flags = podMAC, hostMAC, 64, syn|ack })
 		w.run("from_pod", back.frame()).expect(t, bpf.MapsReasonFORWARD_TO_NETWORK, redirect,
 			back.with(func(p *packet) { p.ttl = 63 }).frame())
+	})
+}
+
+// While the agent changes over to another connection table a masqueraded connection may be in the old one alone. Its
+// answers went to the host, which reset them; and the reset made the host the owner of the connection's name.
+func TestAnswerToAConnectionOfTheTableBefore(t *testing.T) {
+	before, after := newWorld(t, nil), newWorld(t, nil)
+	both(t, func(t *testing.T, v6 bool) {
+		before.t, after.t = t, t
+		before.reset()
+		after.reset()
+		in := fromA(pick(v6, out4, out6)).with(kinds(v6)["tcp"])
+		setSource(&in, in.src, 40000)
+		if o := before.run("from_pod", in.frame()); o.reason != bpf.MapsReasonFORWARD_TO_NETWORK {
+			t.Fatalf("reason %v", o.reason)
+		}
+		sent := in.with(func(p *packet) { setSource(p, pick(v6, node4, node6), 40000); p.ttl = 63 })
+		alone := func() {
+			if o := after.run("from_netdev", answer(sent).frame()); o.reason != bpf.MapsReasonFORWARD_NOT_OURS {
+				t.Errorf("without the program of before: reason %v", o.reason)
+			}
+		}
+		alone()
+		slot := uint32(bpf.MapsHookSLOT_BEFORE)
+		after.put(bpf.MapsMapHooks, slot, uint32(before.progs["from_netdev"].Programs["from_netdev"].FD()))
+		frame := answer(sent).frame()
+		opts := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+512), Context: &context{Ifindex: loopback}}
+		ret, err := after.progs["from_netdev"].Programs["from_netdev"].Run(opts) // counted in the other world
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := answer(in).with(func(p *packet) { p.smac, p.dmac, p.ttl = hostMAC, podMAC, 49 })
+		if ret != redirect || !bytes.Equal(opts.DataOut, want.frame()) {
+			t.Errorf("got %d, % x\nwant % x", ret, opts.DataOut, want.frame())
+		}
+		if err := after.maps.Maps[bpf.MapsMapHooks].Delete(slot); err != nil {
+			t.Error(err)
+		}
+		alone()
 	})
 }

@@ -7,10 +7,14 @@
 #ifndef KUBE_CILIUM_MAPS_H
 #define KUBE_CILIUM_MAPS_H
 
-/* Program of each hook; the attached stubs call into it. Written by the agent, read by stubs. */
+/*
+ * Program of each hook; the attached stubs call into it. In SLOT_BEFORE, while
+ * the agent changes over to another conntrack, the from_netdev of before.
+ * Written by the agent, read by stubs and from_netdev.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, HOOK_MAX);
+	__uint(max_entries, SLOT_BEFORE + 1);
 	__type(key, __u32);
 	__type(value, __u32);
 } hooks SEC(".maps");

@@ -51,6 +51,7 @@ enum hook {
 	HOOK_RECVMSG,
 	HOOK_GETPEERNAME,
 	HOOK_MAX,
+	SLOT_BEFORE = HOOK_MAX,		/* no hook: a slot of `hooks` */
 };
 
 /* A socket's or packet's skb mark while it crosses the host's stack. Bits 12 to 15 are kube-proxy's. */

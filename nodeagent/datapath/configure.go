@@ -92,7 +92,7 @@ func (d *Datapath) configure(ctx context.Context) error {
 	if err := d.putInForce(cfg); err != nil {
 		return err
 	}
-	if err := d.maps.finish(); err != nil {
+	if err := errors.Join(d.maps.finish(), d.progs.forgetBefore()); err != nil {
 		return err
 	}
 	if cfg.Mode == v1alpha1.RoutingNative {

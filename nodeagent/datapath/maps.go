@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -219,6 +220,11 @@ func (m *mapSet) resize(l layout, entries uint32) error {
 	m.open[l.name] = made
 	m.stale = append(m.stale, replaced{old: old, newPin: next, pin: m.pin(l), with: l.name, keep: l.keep})
 	return nil
+}
+
+// changesOver tells whether programs use another map of the name until they are loaded again.
+func (m *mapSet) changesOver(name string) bool {
+	return slices.ContainsFunc(m.stale, func(r replaced) bool { return r.with == name })
 }
 
 // finish is called when no program uses replaced maps any longer.

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -252,6 +253,14 @@ func (p *programs) flip(consts constants) error {
 		changes = append(changes, change{target.Hook, target.Name, got[target.Name], pin})
 	}
 	hooks := p.maps.open[bpf.MapsMapHooks]
+	if p.maps.changesOver(bpf.MapsMapConntrack) {
+		// What comes from outside first: only from_netdev can look into both tables, and until the others are changed
+		// they write into the old one.
+		slices.SortStableFunc(changes, func(a, b change) int { return cmp.Compare(fromOutside(b.slot), fromOutside(a.slot)) })
+		if err := p.keepBefore(); err != nil {
+			return fmt.Errorf("keep from_netdev for connections of the old table: %w", err)
+		}
+	}
 	for _, c := range changes {
 		info, err := c.prog.Info()
 		if err != nil {
@@ -272,6 +281,43 @@ func (p *programs) flip(consts constants) error {
 		}
 	}
 	p.loaded = maps.Clone(consts)
+	return nil
+}
+
+func fromOutside(slot bpf.Hook) int {
+	if slot == bpf.MapsHookHOOK_FROM_NETDEV {
+		return 1
+	}
+	return 0
+}
+
+// keepBefore lets the new from_netdev ask the one in force, which reads the old conntrack, about what it does not know.
+func (p *programs) keepBefore() error {
+	hooks := p.maps.open[bpf.MapsMapHooks]
+	if hooks.MaxEntries() <= uint32(bpf.MapsHookSLOT_BEFORE) {
+		return nil // made by a build that had no such slot
+	}
+	var id uint32
+	if err := hooks.Lookup(uint32(bpf.MapsHookHOOK_FROM_NETDEV), &id); errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	before, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return err
+	}
+	defer before.Close()
+	return hooks.Put(uint32(bpf.MapsHookSLOT_BEFORE), uint32(before.FD()))
+}
+
+// forgetBefore is called when the new tables hold all that the old ones do.
+func (p *programs) forgetBefore() error {
+	hooks := p.maps.open[bpf.MapsMapHooks]
+	err := hooks.Delete(uint32(bpf.MapsHookSLOT_BEFORE))
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) && hooks.MaxEntries() > uint32(bpf.MapsHookSLOT_BEFORE) {
+		return fmt.Errorf("let the from_netdev of before go: %w", err)
+	}
 	return nil
 }
 
