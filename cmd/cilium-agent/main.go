@@ -40,7 +40,7 @@ func command() *cobra.Command {
 	root.Use = "cilium-agent"
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.Version = version.Version
-	root.AddCommand(run(), mount(), inspect.Command(), &cobra.Command{
+	root.AddCommand(run(), mount(), probeCommand(), inspect.Command(), &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) { _, _ = fmt.Fprintln(cmd.OutOrStdout(), version.Version) },
 	})
