@@ -40,7 +40,7 @@ func Command() *cobra.Command {
 	}
 	cmd.PersistentFlags().StringVar(&p.bpffs, "bpffs", "/sys/fs/bpf", "where the bpf file system is mounted")
 	cmd.PersistentFlags().StringVar(&p.socket, "events-socket", events.SocketPath, "where the agent serves events")
-	cmd.AddCommand(p.maps(), p.mapDump(), p.status(), p.monitor(), wait(), p.uninstall())
+	cmd.AddCommand(p.maps(), p.mapDump(), p.status(), p.monitor(), cniCommand(), wait(), p.uninstall())
 	return cmd
 }
 
