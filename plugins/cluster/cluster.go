@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -60,6 +63,7 @@ func Connect(flags *genericclioptions.ConfigFlags) (*Cluster, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		corev1.AddToScheme, appsv1.AddToScheme, coordinationv1.AddToScheme, rbacv1.AddToScheme, v1alpha1.AddToScheme,
+		networkingv1.AddToScheme, discoveryv1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, err
@@ -136,9 +140,15 @@ func running(pod *corev1.Pod, container string) bool {
 	return false
 }
 
-// Exec runs a command in a container and copies what it writes. It returns when the command ends or ctx is done.
+// Exec runs a command in a container of the agent and copies what it writes. It returns when the command ends or ctx is
+// done.
 func (c *Cluster) Exec(ctx context.Context, pod, container string, command []string, stdout, stderr io.Writer) error {
-	url := c.core.Post().Resource("pods").Name(pod).Namespace(Namespace).SubResource("exec").
+	return c.ExecIn(ctx, Namespace, pod, container, command, stdout, stderr)
+}
+
+// ExecIn is Exec for any namespace.
+func (c *Cluster) ExecIn(ctx context.Context, namespace, pod, container string, command []string, stdout, stderr io.Writer) error {
+	url := c.core.Post().Resource("pods").Name(pod).Namespace(namespace).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{
 			Container: container, Command: command, Stdout: true, Stderr: true,
 		}, runtime.NewParameterCodec(c.Scheme())).URL()
@@ -177,4 +187,25 @@ func (s SafeWriter) Write(b []byte) (int, error) {
 		return 0, err
 	}
 	return len(b), nil
+}
+
+// Logs opens what a container has written.
+func (c *Cluster) Logs(ctx context.Context, namespace, pod string, o *corev1.PodLogOptions) (io.ReadCloser, error) {
+	return c.core.Get().Resource("pods").Name(pod).Namespace(namespace).SubResource("log").
+		VersionedParams(o, runtime.NewParameterCodec(c.Scheme())).Stream(ctx)
+}
+
+// ServerVersion is what the API server says of itself.
+func (c *Cluster) ServerVersion(ctx context.Context) (string, error) {
+	var info struct {
+		GitVersion string `json:"gitVersion"`
+	}
+	text, err := c.core.Get().AbsPath("/version").DoRaw(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := json.Unmarshal(text, &info); err != nil {
+		return "", fmt.Errorf("/version: %w", err)
+	}
+	return info.GitVersion, nil
 }

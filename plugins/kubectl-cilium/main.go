@@ -35,6 +35,7 @@ type usageError struct{ error }
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop)   // the first interrupt is for us, who may have to clean up; a second one ends us
 	klog.SetLogger(logr.Discard()) // the client library's own words about streams that end; errors reach us as values
 	os.Exit(run(ctx, genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}, kubectlname.Args(os.Args)))
 }
