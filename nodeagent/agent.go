@@ -17,6 +17,7 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -87,12 +88,16 @@ type Agent struct {
 	network   *Network
 	pods      *Pods
 	ids       *Identities
+	policies  *Policies
 	metrics   *metrics
 	others    *reach.Prober
 
 	endpointsChanged []bell
+	policiesChanged  []bell
 	networkBell      bell
 	identityBell     bell
+	// policyNews rings when something else is in force than before.
+	policyNews bell
 	// ready is closed when the datapath is complete for the first time.
 	ready     chan struct{}
 	readyOnce sync.Once
@@ -132,6 +137,8 @@ func mapper() meta.RESTMapper {
 	m.Add(core.WithKind("Pod"), meta.RESTScopeNamespace)
 	m.Add(core.WithKind("Service"), meta.RESTScopeNamespace)
 	m.Add(discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), meta.RESTScopeNamespace)
+	m.AddSpecific(networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy"), networkingv1.SchemeGroupVersion.WithResource("networkpolicies"),
+		networkingv1.SchemeGroupVersion.WithResource("networkpolicy"), meta.RESTScopeNamespace)
 	m.Add(schema.GroupVersionKind{Group: "coordination.k8s.io", Version: "v1", Kind: "Lease"}, meta.RESTScopeNamespace)
 	return m
 }
@@ -156,13 +163,12 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 	}
 	a := &Agent{
 		Options: o, bootID: bootID, servers: servers, ready: make(chan struct{}),
-		addresses: ipam.NewAllocator(time.Now), networkBell: newBell(), identityBell: newBell(),
+		addresses: ipam.NewAllocator(time.Now), networkBell: newBell(), identityBell: newBell(), policyNews: newBell(),
 		install: &Install{
 			Plugin: o.Plugin, BinDir: o.BinDir, ConfDir: o.ConfDir, SocketDir: o.SocketDir, StateDir: o.StateDir,
 			Log: o.Log.WithName("install"),
 		},
 	}
-	a.metrics = newMetrics(a.observe)
 	a.manager, err = ctrl.NewManager(config, ctrl.Options{
 		Scheme: s, Logger: o.Log.V(1), // what starts when is for debugging; errors are logged all the same
 		MapperProvider: func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mapper(), nil },
@@ -189,9 +195,14 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 	a.writer = NewWriter(a.manager.GetClient())
 	a.others = &reach.Prober{Targets: a.otherNodes, Port: o.NodeHealthPort, Observe: a.metrics.observeProbe}
 	a.ids = NewIdentities(a.manager.GetCache(), a.manager.GetAPIReader(), a.writer, func() { a.ringEndpoints() })
+	a.policies = NewPolicies(a.manager.GetCache(), a.manager.GetAPIReader(), a.set,
+		policyMemory{stateDir: o.StateDir, bootID: bootID}, a.ringPolicies, o.Log.WithName("policy"))
+	a.metrics = newMetrics(a.observe, a.policies.InForce)
+	a.policies.took = a.metrics.policyApply.Observe
 	a.pods = &Pods{
 		cache: a.manager.GetCache(), live: a.manager.GetAPIReader(), identities: a.ids, endpoints: a.set,
 		filter: identity.DefaultFilter(), wake: a.identityBell, memory: podMemory{stateDir: o.StateDir, bootID: bootID},
+		learn: a.policies.Learn,
 	}
 	return a, nil
 }
@@ -224,7 +235,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	report := &Report{
 		node: a.Node, live: a.manager.GetAPIReader(), writer: a.writer, observe: a.observe, standing: a.standing,
-		log: a.Log.WithName("report"),
+		news: a.policyNews, log: a.Log.WithName("report"),
 	}
 	run("health", a.serveHealth)
 	if checkName(a.Node) == nil {
@@ -261,8 +272,9 @@ func (a *Agent) start(ctx context.Context, run func(string, func(context.Context
 	if err != nil {
 		return err
 	}
+	a.policies.datapath = d
 	set, err := endpoint.New(endpoint.Options{
-		StateDir: a.StateDir, BootID: a.bootID, ProcSysNet: a.ProcSysNet, Datapath: d, Addresses: a.addresses,
+		StateDir: a.StateDir, BootID: a.bootID, ProcSysNet: a.ProcSysNet, Datapath: d, Addresses: a.addresses, Policy: a.policies,
 		Identify: a.pods.Identify, Changed: a.ringEndpoints, Log: a.Log.WithName("endpoint"),
 	})
 	if err != nil {
@@ -277,6 +289,7 @@ func (a *Agent) start(ctx context.Context, run func(string, func(context.Context
 	for _, e := range set.List() {
 		a.ids.Restore(e.Labels, e.Identity)
 	}
+	a.policies.Restore()
 	a.mu.Lock()
 	a.datapath, a.endpoints = d, set
 	a.mu.Unlock()
@@ -290,6 +303,7 @@ func (a *Agent) start(ctx context.Context, run func(string, func(context.Context
 	})
 	run("datapath", d.Run)
 	run("conntrack", d.RunConntrackGC)
+	run("policies", a.policies.Remember)
 	a.events(d, run)
 	if a.NodeHealthPort != 0 {
 		answers := &reach.Server{Addresses: a.ownAddresses, Port: a.NodeHealthPort, Log: a.Log.WithName("reach")}
@@ -364,7 +378,10 @@ func (a *Agent) wait(ctx context.Context) error {
 		if there {
 			continue // the API server answers: what is missing is coming from there
 		}
-		err := a.network.FromDisk(ctx)
+		err := a.policies.FromDisk()
+		if err == nil {
+			err = a.network.FromDisk(ctx)
+		}
 		if err == nil {
 			a.Log.Info("the API server is away: serving from the last objects")
 			return nil
@@ -391,14 +408,21 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 	network := &Network{
 		node: a.Node, bootID: a.bootID, stateDir: a.StateDir, cache: reader, writer: a.writer, datapath: d,
 		addresses: a.addresses, nodesVersion: lastVersion(nodes), blocked: a.blocked,
-		ready: a.networkReady, log: a.Log.WithName("network"),
+		ready: a.networkReady, policies: a.policies.Ready, log: a.Log.WithName("network"),
 	}
 	a.mu.Lock()
 	a.network, a.nodeCache, a.reportCache = network, nodes, reports
 	a.mu.Unlock()
+	removed, err := reader.GetInformer(ctx, &networkingv1.NetworkPolicy{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watch NetworkPolicies: %w", err)
+	}
+	if _, err := removed.AddEventHandler(a.policies.deletions()); err != nil {
+		return fmt.Errorf("watch NetworkPolicies: %w", err)
+	}
 	podsBell, slicesBell, shownBell := newBell(), newBell(), newBell()
 	a.mu.Lock()
-	a.endpointsChanged = []bell{podsBell, slicesBell, shownBell}
+	a.endpointsChanged, a.policiesChanged = []bell{a.policies.wake, podsBell, slicesBell, shownBell}, []bell{shownBell, a.policyNews}
 	a.mu.Unlock()
 	setup := []struct {
 		name  string
@@ -410,13 +434,16 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 		{"network", 20 * time.Millisecond, []client.Object{
 			&v1alpha1.CiliumConfig{}, &v1alpha1.CiliumNode{}, &v1alpha1.CiliumEndpointSlice{}, &corev1.Node{},
 		}, a.networkBell, a.network},
+		{"policies", 10 * time.Millisecond, []client.Object{
+			&networkingv1.NetworkPolicy{}, &corev1.Namespace{}, &v1alpha1.CiliumIdentity{}, &v1alpha1.CiliumEndpointSlice{},
+		}, a.policies.wake, a.policies},
 		{"pods", 10 * time.Millisecond, []client.Object{&corev1.Pod{}, &corev1.Namespace{}, &v1alpha1.CiliumConfig{}}, podsBell, a.pods},
 		{"identities", 10 * time.Millisecond, []client.Object{&v1alpha1.CiliumIdentity{}}, a.identityBell, a.ids},
 		{"slices", 50 * time.Millisecond, []client.Object{&v1alpha1.CiliumNode{}, &v1alpha1.CiliumEndpointSlice{}}, slicesBell, &Slices{
 			node: a.Node, cache: reader, writer: a.writer, endpoints: a.set, written: map[string][]v1alpha1.SliceEndpoint{},
 		}},
 		{"ciliumendpoints", time.Second, []client.Object{&corev1.Pod{}, &v1alpha1.CiliumEndpoint{}}, shownBell, &CiliumEndpoints{
-			node: a.Node, cache: reader, writer: a.writer, endpoints: a.set,
+			node: a.Node, cache: reader, writer: a.writer, endpoints: a.set, policy: a.policies.Shown,
 		}},
 	}
 	for _, s := range setup {
@@ -516,6 +543,16 @@ func (a *Agent) ringEndpoints() {
 	}
 }
 
+// ringPolicies tells those who show what is in force.
+func (a *Agent) ringPolicies() {
+	a.mu.Lock()
+	bells := a.policiesChanged
+	a.mu.Unlock()
+	for _, b := range bells {
+		b.ring()
+	}
+}
+
 // notReady says what is missing for the readiness probe.
 func (a *Agent) notReady() error {
 	a.mu.Lock()
@@ -545,6 +582,7 @@ func (a *Agent) observe() observed {
 	if network != nil {
 		o.network = network.InForce()
 	}
+	o.policies = a.policies.Progress()
 	if o.datapath != nil {
 		o.health = o.datapath.Health()
 	}
@@ -630,8 +668,26 @@ func stripPod(o any) (any, error) {
 	out.Name, out.Namespace, out.UID, out.ResourceVersion = p.Name, p.Namespace, p.UID, p.ResourceVersion
 	out.Labels, out.Annotations, out.DeletionTimestamp = p.Labels, notes, p.DeletionTimestamp
 	out.Spec.NodeName, out.Spec.ServiceAccountName, out.Spec.HostNetwork = p.Spec.NodeName, p.Spec.ServiceAccountName, p.Spec.HostNetwork
+	out.Spec.Containers, out.Spec.InitContainers = onlyPorts(p.Spec.Containers), onlyPorts(p.Spec.InitContainers)
 	out.Status.Phase, out.Status.PodIPs = p.Status.Phase, p.Status.PodIPs
 	return out, nil
+}
+
+// onlyPorts keeps the containers that have ports with names, and nothing else of them: policies speak of these.
+func onlyPorts(list []corev1.Container) []corev1.Container {
+	var out []corev1.Container
+	for _, c := range list {
+		var ports []corev1.ContainerPort
+		for _, p := range c.Ports {
+			if p.Name != "" {
+				ports = append(ports, corev1.ContainerPort{Name: p.Name, Protocol: p.Protocol, ContainerPort: p.ContainerPort})
+			}
+		}
+		if len(ports) > 0 {
+			out = append(out, corev1.Container{Name: c.Name, Ports: ports, RestartPolicy: c.RestartPolicy})
+		}
+	}
+	return out
 }
 
 // stripReport keeps that it is there and whose it is.

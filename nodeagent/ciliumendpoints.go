@@ -27,6 +27,8 @@ type CiliumEndpoints struct {
 	cache     client.Reader
 	writer    *Writer
 	endpoints func() *endpoint.Set
+	// policy says what is in force for an endpoint.
+	policy func(*endpoint.Endpoint) (v1alpha1.EndpointPolicy, metav1.Condition)
 }
 
 // Reconcile writes what differs. It waits for nobody: these objects come last in the node's budget.
@@ -66,8 +68,12 @@ func (c *CiliumEndpoints) write(ctx context.Context, e *endpoint.Endpoint) error
 	}
 	want := c.object(&pod)
 	want.Status = c.status(e, &pod, has.Status.Conditions)
-	if apiequality.Semantic.DeepEqual(want.Status, has.Status) {
-		return nil
+	if same := want.Status.DeepCopy(); same != nil {
+		// How many entries a table has changes with every pod that a policy speaks of: that alone is not worth a write.
+		same.Policy.Ingress.Entries, same.Policy.Egress.Entries = has.Status.Policy.Ingress.Entries, has.Status.Policy.Egress.Entries
+		if apiequality.Semantic.DeepEqual(*same, has.Status) {
+			return nil
+		}
 	}
 	if err := c.writer.ApplyStatus(ctx, Background, want); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("write status of endpoint %s: %w", key, err)
@@ -106,6 +112,9 @@ func (c *CiliumEndpoints) status(e *endpoint.Endpoint, pod *corev1.Pod, conditio
 		s.State = v1alpha1.EndpointTerminating
 	}
 	apimeta.SetStatusCondition(&s.Conditions, ready)
+	var enforced metav1.Condition
+	s.Policy, enforced = c.policy(e)
+	apimeta.SetStatusCondition(&s.Conditions, enforced)
 	return s
 }
 

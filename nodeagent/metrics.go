@@ -10,23 +10,37 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/flow"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 )
 
 // metrics are this node's, read when Prometheus asks.
 type metrics struct {
 	observe func() observed
+	// policies is what is in force.
+	policies func() policyInForce
 
+	policyCount, policyFailed, tables, tableEntries, policyTime     *prometheus.Desc
+	policyApply                                                     prometheus.Histogram
 	packets, bytes, endpoints, addresses, entries, capacity, memory *prometheus.Desc
 	reached                                                         *prometheus.Desc
 	cni, probes                                                     *prometheus.HistogramVec
 }
 
-func newMetrics(observe func() observed) *metrics {
+func newMetrics(observe func() observed, policies func() policyInForce) *metrics {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc("kube_cilium_"+name, help, labels, nil)
 	}
 	return &metrics{
-		observe:   observe,
+		observe: observe, policies: policies,
+		policyCount:  desc("policies", "Policies that the agent knows.", "kind"),
+		policyFailed: desc("policy_endpoints_failed", "Pods whose policy is not in force as it stands."),
+		tables:       desc("policy_tables", "Different verdict tables that are in force.", "direction"),
+		tableEntries: desc("policy_table_entries", "Entries of the different verdict tables that are in force.", "direction"),
+		policyTime:   desc("policy_last_apply_timestamp_seconds", "When policies were last brought into force."),
+		policyApply: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "kube_cilium_policy_apply_seconds", Help: "From the look at the objects to the last table in the kernel.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5},
+		}),
 		packets:   desc("packets_total", "Packets by the hook where they ended and the reason.", "hook", "reason", "dropped"),
 		bytes:     desc("bytes_total", "Bytes by the hook where they ended and the reason.", "hook", "reason", "dropped"),
 		endpoints: desc("endpoints", "Pods of this node with an interface of ours."),
@@ -47,12 +61,18 @@ func newMetrics(observe func() observed) *metrics {
 }
 
 // Describe sends nothing of what depends on maps and prefixes: Collect's metrics are checked as they come.
-func (m *metrics) Describe(ch chan<- *prometheus.Desc) { m.cni.Describe(ch); m.probes.Describe(ch) }
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	m.cni.Describe(ch)
+	m.probes.Describe(ch)
+	m.policyApply.Describe(ch)
+}
 
 // Collect reads the kernel.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	m.cni.Collect(ch)
 	m.probes.Collect(ch)
+	m.policyApply.Collect(ch)
+	m.collectPolicies(ch)
 	o := m.observe()
 	for labels, n := range countReached(o.others) {
 		ch <- prometheus.MustNewConstMetric(m.reached, prometheus.GaugeValue, float64(n), labels[0], labels[1])
@@ -86,6 +106,31 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 
 func (m *metrics) observeProbe(protocol string, took time.Duration) {
 	m.probes.WithLabelValues(protocol).Observe(took.Seconds())
+}
+
+func (m *metrics) collectPolicies(ch chan<- prometheus.Metric) {
+	now := m.policies()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	different := map[policy.Direction]map[*policy.Table]bool{policy.Ingress: {}, policy.Egress: {}}
+	for _, pod := range now.pods {
+		different[policy.Ingress][pod.Ingress], different[policy.Egress][pod.Egress] = true, true
+	}
+	for direction, tables := range different {
+		delete(tables, nil)
+		entries := 0
+		for t := range tables {
+			entries += len(t.Entries)
+		}
+		gauge(m.tables, float64(len(tables)), direction.String())
+		gauge(m.tableEntries, float64(entries), direction.String())
+	}
+	gauge(m.policyCount, float64(now.count), kindNetworkPolicy)
+	gauge(m.policyFailed, float64(len(now.failed)))
+	if !now.at.IsZero() {
+		gauge(m.policyTime, float64(now.at.UnixNano())/1e9)
+	}
 }
 
 func (m *metrics) observeCNI(cmd cni.Command, took time.Duration, failed bool) {

@@ -39,6 +39,8 @@ var (
 	errNoPrefix = errors.New("the operator has not given this node its prefixes")
 	// errNoAddress means that kubelet has not said which addresses the node has; it heals by itself.
 	errNoAddress = errors.New("the Node has no InternalIP yet")
+	// errNoPolicies means that the first tables of policies are not in force; it heals by itself.
+	errNoPolicies = errors.New("the policies are not in force yet")
 )
 
 // networkCheck is how often the whole is looked at although nothing seems to have changed.
@@ -67,6 +69,8 @@ type Network struct {
 	addresses *ipam.Allocator
 	// nodesVersion is how far the cache has seen CiliumNodes, as a resourceVersion.
 	nodesVersion func() string
+	// policies says why the policies are not in force yet: pods come after their tables; nil: nothing to wait for.
+	policies func() error
 	// blocked says why the node must not be touched, such as another CNI; nil: nothing does.
 	blocked func() error
 	// ready is called after each success; whole: from the caches, not from disk.
@@ -119,6 +123,8 @@ func (n *Network) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, e
 			n.log.Info("waiting", "for", err.Error())
 		}
 		return ctrl.Result{RequeueAfter: 2 * time.Second}, nil
+	case errors.Is(err, errNoPolicies):
+		return ctrl.Result{RequeueAfter: 20 * time.Millisecond}, nil
 	case errors.Is(err, datapath.ErrNoUplink):
 		if news {
 			n.log.Error(err, "pods reach only this node")
@@ -160,6 +166,12 @@ func (n *Network) reconcile(ctx context.Context) error {
 	}
 	if err := n.tellAddresses(ctx, own); err != nil {
 		return err
+	}
+	// Programs that ask for policies must not start before there are any.
+	if n.policies != nil {
+		if err := n.policies(); err != nil {
+			return err
+		}
 	}
 	err = n.write(ctx, w, *own, config.Generation, true)
 	if err != nil && !errors.Is(err, datapath.ErrNoUplink) {

@@ -3,11 +3,15 @@
 package nodeagent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -17,6 +21,7 @@ import (
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/identity"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
 )
 
@@ -35,6 +40,8 @@ type Pods struct {
 	filter     identity.Filter
 	wake       bell // of the identities' reconciler
 	memory     podMemory
+	// learn tells the policies of labels and numbers before they are in force.
+	learn func([]endpoint.Who) error
 }
 
 // Identify answers for a pod that is about to get its interface. When nobody can be asked the pod is pending: it is
@@ -53,12 +60,11 @@ func (p *Pods) Identify(ctx context.Context, ref cni.Pod) (endpoint.Who, error) 
 	if err != nil {
 		return pending, err
 	}
-	l, err := p.labels(ctx, pod)
-	if err != nil || l == nil {
+	who, err := p.who(ctx, pod)
+	if err != nil || who.Labels == nil {
 		return pending, err
 	}
-	who := endpoint.Who{Labels: l, Identity: p.identities.Lookup(l)}
-	if who.Identity == identity.Pending {
+	if who.Identity = p.identities.Lookup(who.Labels); who.Identity == identity.Pending {
 		p.wake.ring()
 	}
 	return who, nil
@@ -88,12 +94,13 @@ func isPod(pod *corev1.Pod, uid string) bool {
 	return uid == "" || string(pod.UID) == uid || pod.Annotations[corev1.MirrorPodAnnotationKey] == uid
 }
 
-// labels are a pod's label set; nil when its namespace is not known yet.
-func (p *Pods) labels(ctx context.Context, pod *corev1.Pod) (identity.Labels, error) {
+// who says who a pod is, all but its number; Labels are nil when its namespace is not known yet.
+func (p *Pods) who(ctx context.Context, pod *corev1.Pod) (endpoint.Who, error) {
+	who := endpoint.Who{Identity: identity.Pending, Ports: namedPorts(pod)}
 	var ns corev1.Namespace
 	if err := p.cache.Get(ctx, types.NamespacedName{Name: pod.Namespace}, &ns); err != nil {
 		if err := p.live.Get(ctx, types.NamespacedName{Name: pod.Namespace}, &ns); err != nil {
-			return nil, nil //nolint:nilerr // heals when the namespace comes
+			return who, nil //nolint:nilerr // heals when the namespace comes
 		}
 	}
 	var config v1alpha1.CiliumConfig
@@ -101,10 +108,74 @@ func (p *Pods) labels(ctx context.Context, pod *corev1.Pod) (identity.Labels, er
 	if err := p.cache.Get(ctx, types.NamespacedName{Name: v1alpha1.ConfigName}, &config); err == nil && config.Spec.ClusterName != "" {
 		cluster = config.Spec.ClusterName
 	}
-	return identity.ForPod(identity.Workload{
+	workload := identity.Workload{
 		Namespace: pod.Namespace, Labels: pod.Labels, NamespaceLabels: ns.Labels,
 		ServiceAccount: pod.Spec.ServiceAccountName, Cluster: cluster,
-	}, p.filter)
+	}
+	var err error
+	if who.Labels, err = identity.ForPod(workload, p.filter); err != nil {
+		return who, err
+	}
+	// Too many in all: policies then select the pod by what makes its identity.
+	if who.Subject, err = identity.ForPod(workload, identity.Filter{}); errors.Is(err, identity.ErrTooManyLabels) {
+		err = nil
+	}
+	return who, err
+}
+
+// namedPorts are the pod's container ports that have a name, sorted. Policies name them, here and on other nodes.
+func namedPorts(pod *corev1.Pod) []policy.NamedPort {
+	var out []policy.NamedPort
+	add := func(c corev1.Container) {
+		for _, port := range c.Ports {
+			if number := protocolNumber(port.Protocol); port.Name != "" && number != 0 && port.ContainerPort > 0 && port.ContainerPort <= 65535 {
+				out = append(out, policy.NamedPort{Name: port.Name, Protocol: number, Port: uint16(port.ContainerPort)})
+			}
+		}
+	}
+	for _, c := range pod.Spec.Containers {
+		add(c)
+	}
+	for _, c := range pod.Spec.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			add(c) // a sidecar serves as long as the others
+		}
+	}
+	out = uniquePorts(out)
+	return out[:min(len(out), v1alpha1.MaxPortsPerEndpoint)]
+}
+
+// uniquePorts sorts list in place.
+func uniquePorts(list []policy.NamedPort) []policy.NamedPort {
+	if len(list) == 0 {
+		return nil
+	}
+	slices.SortFunc(list, func(a, b policy.NamedPort) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+	})
+	return slices.Compact(list)
+}
+
+// protocolNumber is IANA's; 0 for what has no ports.
+func protocolNumber(p corev1.Protocol) uint8 {
+	switch p {
+	case corev1.ProtocolTCP, "":
+		return unix.IPPROTO_TCP
+	case corev1.ProtocolUDP:
+		return unix.IPPROTO_UDP
+	case corev1.ProtocolSCTP:
+		return unix.IPPROTO_SCTP
+	}
+	return 0
+}
+
+func protocolName(number uint8) corev1.Protocol {
+	for _, p := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP} {
+		if protocolNumber(p) == number {
+			return p
+		}
+	}
+	return ""
 }
 
 // Reconcile gives every endpoint of this node the identity that its pod has now.
@@ -117,16 +188,17 @@ func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 	var errs []error
 	missing := false
 	known := map[string]endpoint.Who{}
+	changed := map[cni.Attachment]endpoint.Who{}
 	for _, e := range set.List() {
-		who := endpoint.Who{Labels: e.Labels, Identity: e.Identity}
+		who := e.Who()
 		var pod corev1.Pod
 		err := p.cache.Get(ctx, types.NamespacedName{Namespace: e.Pod.Namespace, Name: e.Pod.Name}, &pod)
 		if err == nil && isPod(&pod, e.Pod.UID) {
-			l, err := p.labels(ctx, &pod)
+			now, err := p.who(ctx, &pod)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("pod %s/%s: %w", e.Pod.Namespace, e.Pod.Name, err))
-			} else if l != nil {
-				who.Labels = l
+			} else if now.Labels != nil {
+				who = now
 			}
 		}
 		if who.Labels == nil {
@@ -136,7 +208,16 @@ func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 		who.Identity = p.identities.Lookup(who.Labels)
 		missing = missing || who.Identity == identity.Pending
 		known[e.Pod.UID] = who
-		errs = append(errs, set.SetIdentity(ctx, e.Attachment, who))
+		if !who.Equal(e.Who()) {
+			changed[e.Attachment] = who
+		}
+	}
+	if len(changed) > 0 {
+		// Tables that name a number come before the number: else its first packets meet a table that does not know it.
+		errs = append(errs, p.learn(slices.Collect(maps.Values(changed))))
+	}
+	for a, who := range changed {
+		errs = append(errs, set.SetIdentity(ctx, a, who))
 	}
 	p.identities.Want(wanted)
 	errs = append(errs, p.memory.keep(known))

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/identity"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
 	"github.com/kube-cilium/kube-cilium/nodeagent/nodetest"
 )
@@ -34,7 +36,9 @@ func TestIdentify(t *testing.T) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: "tenant", Name: "web", Labels: map[string]string{
 			"app": "web", "io.kubernetes.pod.namespace": "kube-system", "io.cilium.k8s.namespace.labels.team": "b", "pod-template-hash": "x",
 		}, Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "hash-of-a-file"}},
-		Spec: corev1.PodSpec{NodeName: "node", ServiceAccountName: "default", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+		Spec: corev1.PodSpec{NodeName: "node", ServiceAccountName: "default", Containers: []corev1.Container{{Name: "c", Image: "i", Ports: []corev1.ContainerPort{
+			{Name: "web", ContainerPort: 8080}, {ContainerPort: 9000}, {Name: "dns", ContainerPort: 53, Protocol: corev1.ProtocolUDP},
+		}}}},
 	}
 	nodetest.Must(t, a.client.Create(t.Context(), web))
 
@@ -46,7 +50,10 @@ func TestIdentify(t *testing.T) {
 			"k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name": "tenant",
 			"k8s:io.cilium.k8s.policy.serviceaccount":                        "default", "k8s:io.cilium.k8s.policy.cluster": "default",
 		}
-		if !who.Labels.Equal(want) || who.Identity != identity.Pending {
+		whole := maps.Clone(want)
+		whole["k8s:pod-template-hash"] = "x" // no part of the identity; selectors of policies may use it
+		ports := []policy.NamedPort{{Name: "dns", Protocol: 17, Port: 53}, {Name: "web", Protocol: 6, Port: 8080}}
+		if !who.Equal(endpoint.Who{Labels: want, Subject: whole, Ports: ports, Identity: identity.Pending}) {
 			t.Errorf("%q: %v", uid, who)
 		}
 	}

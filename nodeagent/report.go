@@ -55,6 +55,7 @@ type observed struct {
 	// others is how other nodes' addresses are reached; othersKnown: each was asked.
 	others      []reach.Result
 	othersKnown bool
+	policies    v1alpha1.PolicyProgress
 }
 
 // standing is what the cache holds of this node's own objects.
@@ -79,11 +80,15 @@ type Report struct {
 	observe func() observed
 	// standing asks nobody but memory.
 	standing func() standing
-	log      logr.Logger
+	// news rings when it is worth looking at once: policies are in force.
+	news bell
+	log  logr.Logger
 
 	made    bool // the object exists, as far as we know
 	last    v1alpha1.CiliumNodeReportStatus
 	written time.Time
+	// gap is the least time between two reports of policies: while they go on changing it grows.
+	gap time.Duration
 }
 
 // Run reports until ctx ends: at once when a condition or a setting has turned, else counters now and then.
@@ -102,8 +107,19 @@ func (r *Report) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-r.news:
+			if failing {
+				r.sleep(ctx, wait)
+			}
 		case <-time.After(wait):
 		}
+	}
+}
+
+func (r *Report) sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 
@@ -125,10 +141,20 @@ func (r *Report) look(ctx context.Context) error {
 		keepLatencies(status.Health, r.last.Health) // they change with every probe, and would be a write each
 	}
 	turned := anew || r.written.IsZero() || !apiequality.Semantic.DeepEqual(cold(status), cold(r.last))
-	if !turned && age < reportGap {
+	enforced := !apiequality.Semantic.DeepEqual(status.Policies, r.last.Policies)
+	if age > reportGap {
+		r.gap = 0
+	}
+	if !turned && (!enforced || age < r.gap) && age < reportGap {
 		return nil
 	}
-	r.count(&status)
+	if !turned && age < reportGap {
+		status.Maps, status.Drops = r.last.Maps, r.last.Drops // for news of policies alone nobody walks through maps
+		r.gap = min(2*max(r.gap, reportLook/2), 2*reportLook)
+	} else {
+		r.count(&status)
+	}
+	turned = turned || enforced
 	if !turned && age < reportStill && apiequality.Semantic.DeepEqual(status, r.last) {
 		return nil
 	}
@@ -185,6 +211,7 @@ func (r *Report) count(s *v1alpha1.CiliumNodeReportStatus) {
 // cold is the part of a report that is written at once when it turns.
 func cold(s v1alpha1.CiliumNodeReportStatus) v1alpha1.CiliumNodeReportStatus {
 	s.Maps, s.IPAM, s.Drops, s.Endpoints, s.ObservedNodes = nil, nil, nil, 0, ""
+	s.Flows, s.Policies = v1alpha1.FlowCounters{}, nil
 	s.Programs = slices.Clone(s.Programs)
 	for i := range s.Programs {
 		s.Programs[i].Devices = 0 // counts pods
@@ -218,6 +245,9 @@ func makeReport(o observed, last v1alpha1.CiliumNodeReportStatus) v1alpha1.Ciliu
 	s.Health = last.Health // until each was asked: a round of many nodes would be many writes
 	if o.othersKnown {
 		s.Health = healthProbes(o.others)
+	}
+	if o.policies.Kind != "" {
+		s.Policies = []v1alpha1.PolicyProgress{o.policies}
 	}
 	for _, c := range last.Conditions {
 		s.Conditions = append(s.Conditions, *c.DeepCopy())
@@ -286,7 +316,23 @@ func makeConditions(o observed) []metav1.Condition {
 			break
 		}
 	}
-	return []metav1.Condition{ready, kernel, path, conf, othersCondition(o)}
+	return []metav1.Condition{ready, kernel, path, conf, othersCondition(o), policyCondition(o.policies)}
+}
+
+// policyCondition says whether every policy is in force as it stands. A node where one is not goes on: what is in force
+// instead is no wider.
+func policyCondition(p v1alpha1.PolicyProgress) metav1.Condition {
+	c := metav1.Condition{Type: v1alpha1.ConditionPolicyEnforced, Status: metav1.ConditionTrue, Reason: "InForce", Message: "every policy is in force"}
+	switch {
+	case p.InForce == "":
+		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "Starting", "the policies are being read"
+	case len(p.Exceptions) == 1:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, p.Exceptions[0].Reason, p.Exceptions[0].Message
+	case len(p.Exceptions) > 1:
+		c.Status, c.Reason = metav1.ConditionFalse, p.Exceptions[0].Reason
+		c.Message = fmt.Sprintf("%d policies are not in force as they stand, see status.policies; the first: %s", len(p.Exceptions), p.Exceptions[0].Message)
+	}
+	return c
 }
 
 // maxMessage bounds what a condition quotes, in bytes: it is written whenever it changes.

@@ -112,6 +112,11 @@ func sliceEndpoints(list []*endpoint.Endpoint) []v1alpha1.SliceEndpoint {
 		for _, a := range e.Addresses() {
 			se.Addresses = append(se.Addresses, a.String())
 		}
+		for _, port := range e.Ports {
+			se.Ports = append(se.Ports, v1alpha1.SlicePort{
+				Name: port.Name, Protocol: string(protocolName(port.Protocol)), Port: int32(port.Port),
+			})
+		}
 		out = append(out, se)
 	}
 	return out

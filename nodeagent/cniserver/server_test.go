@@ -26,6 +26,7 @@ import (
 	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/identity"
 	"github.com/kube-cilium/kube-cilium/internal/ipam"
+	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
 	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
 	"github.com/kube-cilium/kube-cilium/nodeagent/nodetest"
 )
@@ -63,6 +64,14 @@ func buildPlugin(t *testing.T) string {
 	return path
 }
 
+// open is a policy that allows everything.
+type open struct{ *datapath.Datapath }
+
+func (o open) Admit(_ context.Context, e *endpoint.Endpoint) func() error {
+	return func() error { return o.SetPodPolicy(e.ID, datapath.PodPolicy{}) }
+}
+func (o open) Dismiss(e *endpoint.Endpoint) error { return o.DropPodPolicy(e.ID) }
+
 // restore is what an agent does before it serves.
 func (r *runtime) restore() {
 	r.t.Helper()
@@ -71,7 +80,7 @@ func (r *runtime) restore() {
 	r.addresses = ipam.NewAllocator(time.Now)
 	r.addresses.SetPrefixes([]netip.Prefix{netip.MustParsePrefix("10.7.0.0/24"), netip.MustParsePrefix("fd00:7::/120")})
 	r.set, err = endpoint.New(endpoint.Options{
-		StateDir: r.stateDir, BootID: boot, ProcSysNet: "/proc/sys/net", Datapath: r.node.Datapath, Addresses: r.addresses,
+		StateDir: r.stateDir, BootID: boot, ProcSysNet: "/proc/sys/net", Datapath: r.node.Datapath, Policy: open{r.node.Datapath}, Addresses: r.addresses,
 		Identify: func(_ context.Context, p cni.Pod) (endpoint.Who, error) {
 			if p.Name == "replaced" {
 				return endpoint.Who{}, errors.New("the pod was deleted or replaced")

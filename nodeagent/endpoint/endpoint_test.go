@@ -29,6 +29,14 @@ import (
 
 func TestMain(m *testing.M) { nodetest.Main(m) }
 
+// open is a policy that allows everything.
+type open struct{ *datapath.Datapath }
+
+func (o open) Admit(_ context.Context, e *Endpoint) func() error {
+	return func() error { return o.SetPodPolicy(e.ID, datapath.PodPolicy{}) }
+}
+func (o open) Dismiss(e *Endpoint) error { return o.DropPodPolicy(e.ID) }
+
 // agent is one life of an agent on a node.
 type agent struct {
 	*Set
@@ -45,7 +53,7 @@ func newAgent(t *testing.T, n *nodetest.Node, stateDir string, hook func(step) e
 	boot, err := cni.BootID()
 	nodetest.Must(t, err)
 	a.options = Options{
-		StateDir: stateDir, BootID: boot, ProcSysNet: "/proc/sys/net", Datapath: n.Datapath, Addresses: a.addresses,
+		StateDir: stateDir, BootID: boot, ProcSysNet: "/proc/sys/net", Datapath: n.Datapath, Policy: open{n.Datapath}, Addresses: a.addresses,
 		Identify: func(context.Context, cni.Pod) (Who, error) {
 			return Who{Labels: identity.Labels{"k8s:app": "web"}, Identity: 300}, nil
 		},
@@ -241,7 +249,7 @@ func (a *agent) forgetInMap(name string, key any) error {
 	return m.Delete(key)
 }
 
-var addSteps = []step{stepReserved, stepRecorded, stepLinked, stepPodEnd, stepDatapath, stepCommitted}
+var addSteps = []step{stepReserved, stepRecorded, stepLinked, stepPodEnd, stepPolicy, stepDatapath, stepCommitted}
 
 func TestAddFailsWhole(t *testing.T) {
 	n, dir := nodetest.New(t), t.TempDir()
@@ -375,6 +383,45 @@ func TestFreedAddressRestsOverARestart(t *testing.T) {
 	if err := next.addresses.Reserve(e.IPv4, "somebody"); !errors.Is(err, ipam.ErrResting) {
 		t.Errorf("a freed address is given at once: %v", err)
 	}
+}
+
+// A failed ADD freed its address, and the agent that died after it gave the address to the next pod at once.
+func TestAddressOfAFailedAddRestsOverARestart(t *testing.T) {
+	var freed netip.Addr
+	n, dir := nodetest.New(t), t.TempDir()
+	a := newAgent(t, n, dir, nil)
+	a.Set.step = func(at step) error {
+		if at == stepPolicy {
+			for _, e := range a.byID {
+				freed = e.IPv4
+			}
+			return errors.New("on purpose")
+		}
+		return nil
+	}
+	if _, err := a.add("one", n.NewPod("one")); err == nil {
+		t.Fatal("ADD succeeded")
+	}
+	next := a.restart()
+	if err := next.addresses.Reserve(freed, "somebody"); !errors.Is(err, ipam.ErrResting) {
+		t.Errorf("%s, freed by a failed ADD, is given at once: %v", freed, err)
+	}
+}
+
+// A pod is refused, and nothing is left of it, when its policy cannot be had.
+func TestAddIsRefusedWithoutPolicy(t *testing.T) {
+	a := newAgent(t, nodetest.New(t), t.TempDir(), nil)
+	a.Policy = refuses{open{a.node.Datapath}}
+	if _, err := a.add("one", a.node.NewPod("one")); !errors.Is(err, datapath.ErrPolicyFull) {
+		t.Errorf("ADD: %v", err)
+	}
+	a.expectClean()
+}
+
+type refuses struct{ open }
+
+func (refuses) Admit(context.Context, *Endpoint) func() error {
+	return func() error { return datapath.ErrPolicyFull }
 }
 
 func TestDamagedRecordsAreDropped(t *testing.T) {

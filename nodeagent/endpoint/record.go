@@ -17,6 +17,7 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/identity"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
 )
 
@@ -55,8 +56,11 @@ type Endpoint struct {
 	Labels identity.Labels `json:"labels,omitempty"`
 	// Identity is confirmed by the API server, or identity.Pending.
 	Identity identity.Number `json:"identity"`
-	State    State           `json:"state"`
-	Created  time.Time       `json:"created"`
+	// Subject and Ports are as in Who.
+	Subject identity.Labels    `json:"subject,omitempty"`
+	Ports   []policy.NamedPort `json:"ports,omitempty"`
+	State   State              `json:"state"`
+	Created time.Time          `json:"created"`
 	// BootID is the boot in which all this is true.
 	BootID string `json:"bootID"`
 }
@@ -86,6 +90,15 @@ func (e *Endpoint) Addresses() []netip.Addr {
 		}
 	}
 	return out
+}
+
+// Who is who the endpoint's pod is.
+func (e *Endpoint) Who() Who {
+	return Who{Labels: e.Labels, Identity: e.Identity, Subject: e.Subject, Ports: e.Ports}
+}
+
+func (e *Endpoint) is(w Who) {
+	e.Labels, e.Identity, e.Subject, e.Ports = w.Labels, w.Identity, w.Subject, w.Ports
 }
 
 // Owner is the name under which the endpoint holds its addresses.

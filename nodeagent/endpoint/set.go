@@ -23,6 +23,7 @@ import (
 	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/identity"
 	"github.com/kube-cilium/kube-cilium/internal/ipam"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
 )
 
@@ -50,10 +51,28 @@ type Datapath interface {
 	CheckPod(datapath.Pod) error
 }
 
+// Policy gives endpoints what policies say of them.
+type Policy interface {
+	// Admit begins to gather what is needed; the function that it returns gives the endpoint its policy in the datapath.
+	// That happens before the endpoint's interface is up, so an error refuses the pod.
+	Admit(context.Context, *Endpoint) func() error
+	// Dismiss closes the id of an endpoint that is gone. One that was never admitted is no error.
+	Dismiss(*Endpoint) error
+}
+
 // Who is what somebody knows of a pod: labels nil and identity.Pending while nothing is known.
 type Who struct {
 	Labels   identity.Labels `json:"labels,omitempty"`
 	Identity identity.Number `json:"identity"`
+	// Subject is Labels with those that do not make an identity: policies select their own pods by all of them.
+	Subject identity.Labels `json:"subject,omitempty"`
+	// Ports are the pod's container ports that have a name, by name.
+	Ports []policy.NamedPort `json:"ports,omitempty"`
+}
+
+// Equal tells whether nothing has changed.
+func (w Who) Equal(o Who) bool {
+	return w.Identity == o.Identity && w.Labels.Equal(o.Labels) && w.Subject.Equal(o.Subject) && slices.Equal(w.Ports, o.Ports)
 }
 
 // Options of a Set. All but Log are needed.
@@ -65,6 +84,7 @@ type Options struct {
 	// ProcSysNet is the host's /proc/sys/net, writable.
 	ProcSysNet string
 	Datapath   Datapath
+	Policy     Policy
 	Addresses  *ipam.Allocator
 	// Identify tells who a pod is. An error refuses the pod.
 	Identify func(context.Context, cni.Pod) (Who, error)
@@ -95,6 +115,7 @@ const (
 	stepRecorded  step = "recorded"  // the record says creating
 	stepLinked    step = "linked"    // the veth pair exists
 	stepPodEnd    step = "pod end"   // the pod's end is configured
+	stepPolicy    step = "policy"    // its policy is in force
 	stepDatapath  step = "datapath"  // the datapath is complete, the host's end is up, packets flow
 	stepCommitted step = "committed" // the record says ready
 	stepUnlinked  step = "unlinked"  // Delete has removed the veth pair
@@ -136,7 +157,7 @@ func (s *Set) Restore() error {
 			continue
 		}
 		s.Log.Info("an unfinished endpoint is undone", "pod", e.Pod.Namespace+"/"+e.Pod.Name, "id", e.ID, "state", e.State)
-		if err := errors.Join(removeLink(e.Interface), s.Datapath.RemovePod(e.ID), s.records.remove(e.ID)); err != nil {
+		if err := errors.Join(removeLink(e.Interface), s.Datapath.RemovePod(e.ID), s.Policy.Dismiss(e), s.records.remove(e.ID)); err != nil {
 			return fmt.Errorf("undo endpoint %d: %w", e.ID, err)
 		}
 	}
@@ -204,7 +225,7 @@ func (s *Set) Add(ctx context.Context, a cni.Attachment, pod cni.Pod, netnsPath 
 	if err != nil {
 		return nil, fmt.Errorf("identity of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
-	e.Labels, e.Identity = who.Labels, who.Identity
+	e.is(who)
 
 	var undo []func() error
 	defer func() {
@@ -220,7 +241,11 @@ func (s *Set) Add(ctx context.Context, a cni.Attachment, pod cni.Pod, netnsPath 
 	if err := s.reserve(e); err != nil {
 		return nil, err
 	}
-	undo = append(undo, func() error { s.forget(e); return nil })
+	undo = append(undo, func() error {
+		s.forget(e)
+		s.writeResting() // a crash after this must not give the addresses away too early
+		return nil
+	})
 	if err := s.step(stepReserved); err != nil {
 		return nil, err
 	}
@@ -231,7 +256,7 @@ func (s *Set) Add(ctx context.Context, a cni.Attachment, pod cni.Pod, netnsPath 
 	if err := s.step(stepRecorded); err != nil {
 		return nil, err
 	}
-	if err := s.build(e, netns, &undo); err != nil {
+	if err := s.build(e, netns, s.Policy.Admit(ctx, e), &undo); err != nil {
 		return nil, err
 	}
 	done := *e
@@ -248,7 +273,7 @@ func (s *Set) Add(ctx context.Context, a cni.Attachment, pod cni.Pod, netnsPath 
 }
 
 // build makes the kernel's objects of e in the one order that never lets a packet past an unfinished datapath.
-func (s *Set) build(e *Endpoint, netns *os.File, undo *[]func() error) (err error) {
+func (s *Set) build(e *Endpoint, netns *os.File, admit func() error, undo *[]func() error) (err error) {
 	*undo = append(*undo, func() error { return removeLink(e.Interface) })
 	// The name belongs to this attachment alone: what has it now is left over from an agent that lost its record.
 	if err := removeLink(e.Interface); err != nil {
@@ -267,7 +292,13 @@ func (s *Set) build(e *Endpoint, netns *os.File, undo *[]func() error) (err erro
 		return err
 	}
 	// The link goes before the tables when this is undone: a packet never meets an interface without its pod.
-	*undo = slices.Insert(*undo, len(*undo)-1, func() error { return s.Datapath.RemovePod(e.ID) })
+	*undo = slices.Insert(*undo, len(*undo)-1, func() error { return errors.Join(s.Datapath.RemovePod(e.ID), s.Policy.Dismiss(e)) })
+	if err := admit(); err != nil {
+		return fmt.Errorf("policy of pod %s/%s: %w", e.Pod.Namespace, e.Pod.Name, err)
+	}
+	if err := s.step(stepPolicy); err != nil {
+		return err
+	}
 	if err := s.Datapath.AddPod(e.DatapathPod()); err != nil {
 		return fmt.Errorf("datapath of endpoint %d: %w", e.ID, err)
 	}
@@ -296,6 +327,9 @@ func (s *Set) Delete(ctx context.Context, a cni.Attachment) error {
 	}
 	if err := s.step(stepCleared); err != nil {
 		return err
+	}
+	if err := s.Policy.Dismiss(e); err != nil {
+		return fmt.Errorf("policy of endpoint %d: %w", e.ID, err)
 	}
 	if err := s.records.remove(e.ID); err != nil {
 		return err
@@ -358,11 +392,11 @@ func (s *Set) SetIdentity(ctx context.Context, a cni.Attachment, who Who) error 
 	}
 	defer release()
 	e, ok := s.Get(a)
-	if !ok || (e.Identity == who.Identity && e.Labels.Equal(who.Labels)) {
+	if !ok || e.Who().Equal(who) {
 		return nil
 	}
 	now := *e
-	now.Labels, now.Identity = who.Labels, who.Identity
+	now.is(who)
 	if now.Identity != e.Identity {
 		if err := s.Datapath.AddPod(now.DatapathPod()); err != nil {
 			return fmt.Errorf("identity of endpoint %d: %w", e.ID, err)

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kube-cilium/kube-cilium/internal/policy"
+)
+
+// kindNetworkPolicy as kubectl names it.
+const kindNetworkPolicy = "NetworkPolicy"
+
+// whence is where a policy was read.
+type whence int
+
+const (
+	fromCache whence = iota
+	// fromLive is ahead of the cache.
+	fromLive
+	// fromDisk may be of a time long gone: whatever the cache has counts more.
+	fromDisk
+)
+
+// heldPolicy is a NetworkPolicy that the engine knows.
+type heldPolicy struct {
+	object  networkingv1.NetworkPolicy
+	version uint64
+	whence  whence
+	since   time.Time
+	notes   []policy.Note
+	// err: this version is not in force; the one before it is, if there was one.
+	err error
+	// lingering: the object is gone with its namespace, and pods of it are still on this node.
+	lingering bool
+}
+
+// networkPolicies is what Policies remembers of NetworkPolicies. held belongs to who holds Policies.applying.
+type networkPolicies struct {
+	held map[policy.Ref]*heldPolicy
+	// newest resourceVersion of a deletion that was taken.
+	newest uint64
+
+	mu      sync.Mutex
+	deleted map[policy.Ref]uint64 // deletions that the cache has told of since the last takeDeleted
+}
+
+// deletions notes what the cache says was deleted. It has to be there before the controller that asks for it.
+func (p *Policies) deletions() toolscache.ResourceEventHandler {
+	return toolscache.ResourceEventHandlerFuncs{DeleteFunc: func(o any) {
+		if last, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+			o = last.Obj // its resourceVersion is older than that of the deletion
+		}
+		if np, ok := o.(*networkingv1.NetworkPolicy); ok {
+			p.networks.noteDeleted(np)
+		}
+	}}
+}
+
+// noteDeleted is called by the cache; the object carries the resourceVersion of its deletion.
+func (n *networkPolicies) noteDeleted(o client.Object) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.deleted[policy.Ref{Kind: kindNetworkPolicy, Namespace: o.GetNamespace(), Name: o.GetName()}] = versionOf(o)
+}
+
+func (n *networkPolicies) takeDeleted() map[policy.Ref]uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := n.deleted
+	n.deleted = map[policy.Ref]uint64{}
+	return out
+}
+
+// some tells whether the namespace has any policy.
+func (n *networkPolicies) some(namespace string) bool {
+	for ref := range n.held {
+		if ref.Namespace == namespace {
+			return true
+		}
+	}
+	return false
+}
+
+func refOf(o *networkingv1.NetworkPolicy) policy.Ref {
+	return policy.Ref{Kind: kindNetworkPolicy, Namespace: o.Namespace, Name: o.Name}
+}
+
+// hold gives a policy to the engine. The error is also kept; the engine then goes on with the version before.
+func (p *Policies) hold(o *networkingv1.NetworkPolicy, from whence) error {
+	ref := refOf(o)
+	rules, notes, err := policy.FromNetworkPolicy(o)
+	if err == nil {
+		err = p.engine.SetPolicy(ref, rules)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", ref, err)
+	}
+	kept := networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion},
+		Spec:       o.Spec,
+	}
+	p.networks.held[ref] = &heldPolicy{object: kept, version: versionOf(o), whence: from, since: time.Now(), notes: notes, err: err}
+	return err
+}
+
+// fate of a policy that the cache does not have. Without one it stays: it may be on its way into the cache, or nobody
+// could say yet.
+type fate int
+
+const (
+	stays fate = iota
+	// goes: a person deleted it, or no pod of this node is left that it could be about.
+	goes
+	// lingers: its namespace is being deleted, or was, and this node still runs pods of it. Namespaces are emptied in any
+	// order: a policy may be gone long before the last pod.
+	lingers
+)
+
+// fates says what becomes of the policies that are not in list. Again tells that it has to be asked again soon.
+func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy, deleted map[policy.Ref]uint64) (fates map[policy.Ref]fate, again bool) {
+	present := make(map[policy.Ref]bool, len(list))
+	for i := range list {
+		present[refOf(&list[i])] = true
+	}
+	fates = map[policy.Ref]fate{}
+	ask := map[string][]policy.Ref{}
+	p.applying.Lock()
+	inUse := map[string]bool{}
+	for _, e := range p.pods() {
+		inUse[e.Pod.Namespace] = true
+	}
+	n := &p.networks
+	for ref, v := range deleted {
+		n.newest = max(n.newest, v)
+		if h := n.held[ref]; h != nil && h.whence == fromLive && h.version <= v {
+			h.whence = fromCache // the cache is past it
+		}
+	}
+	for ref, h := range n.held {
+		switch {
+		case present[ref]:
+		case h.whence == fromLive && time.Since(h.since) < seenSafely:
+			again = true
+		case !inUse[ref.Namespace]:
+			fates[ref] = goes
+		case h.lingering:
+			fates[ref] = lingers
+		default:
+			ask[ref.Namespace] = append(ask[ref.Namespace], ref)
+		}
+	}
+	p.applying.Unlock()
+	for namespace, refs := range ask {
+		going, err := p.going(ctx, namespace)
+		if err != nil {
+			p.log.Info("policies stay until the API server says whether their namespace is being deleted", "namespace", namespace, "error", err.Error())
+			again = true
+			continue
+		}
+		for _, ref := range refs {
+			if fates[ref] = goes; going {
+				fates[ref] = lingers
+			}
+		}
+	}
+	return fates, again
+}
+
+// feedNetworkPolicies gives the engine what the cache has, and takes away what goes. It returns the resourceVersion up to
+// which the engine now knows everything.
+func (p *Policies) feedNetworkPolicies(list []networkingv1.NetworkPolicy, fates map[policy.Ref]fate) uint64 {
+	version := p.networks.newest
+	for i := range list {
+		o := &list[i]
+		v := versionOf(o)
+		version = max(version, v)
+		h := p.networks.held[refOf(o)]
+		switch {
+		case h != nil && h.whence == fromLive && h.version > v:
+			// The cache is behind what a new pod has asked for.
+		case h != nil && h.version == v && h.version != 0:
+			h.whence, h.lingering = fromCache, false
+		default:
+			if err := p.hold(o, fromCache); err != nil {
+				p.log.Error(err, "a policy is not in force as it stands")
+			}
+		}
+	}
+	for ref, f := range fates {
+		switch h := p.networks.held[ref]; {
+		case h == nil || f == stays:
+		case f == lingers:
+			if !h.lingering {
+				p.log.Info("a policy of a namespace that is being deleted stays for its pods", "policy", ref.String())
+			}
+			h.lingering = true
+		default:
+			p.engine.DeletePolicy(ref)
+			delete(p.networks.held, ref)
+		}
+	}
+	return version
+}
+
+// going tells whether a namespace is being deleted or gone. Where the cache does not say so, it may be behind: the
+// deletion of a namespace comes before that of what is in it, so the API server knows it by now.
+func (p *Policies) going(ctx context.Context, namespace string) (bool, error) {
+	key := types.NamespacedName{Name: namespace}
+	var ns corev1.Namespace
+	if err := p.cache.Get(ctx, key, &ns); err == nil && ns.DeletionTimestamp != nil {
+		return true, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, policyPatience)
+	defer cancel()
+	ns = corev1.Namespace{}
+	err := p.live.Get(ctx, key, &ns)
+	switch {
+	case apierrors.IsNotFound(err):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("namespace %s: %w", namespace, err)
+	}
+	return ns.DeletionTimestamp != nil, nil
+}

@@ -1,0 +1,528 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/internal/identity"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
+	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
+	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
+)
+
+const (
+	// policyPatience bounds the question for the policies of a new pod's namespace; after it the cache has to do.
+	policyPatience = time.Second
+	// policyRetry is when something that did not fit, or somebody who did not answer, is tried again.
+	policyRetry = 5 * time.Second
+	// maxPasses bounds how often tables and classes are written for one change: three are enough for a policy that gives
+	// up one prefix for another.
+	maxPasses = 8
+	// learnedRest is how long an identity that was told of stays without a pod or an object that has it.
+	learnedRest = 30 * time.Second
+)
+
+// policyDatapath is what Policies needs of the datapath.
+type policyDatapath interface {
+	SetPolicy(map[uint16]datapath.PodPolicy, map[netip.Prefix]policy.Peer) (failed map[uint16]error, err error)
+	SetPodPolicy(uint16, datapath.PodPolicy) error
+	DropPodPolicy(uint16) error
+}
+
+// labelled is what the engine was told of an identity.
+type labelled struct {
+	labels identity.Labels
+	ports  []policy.NamedPort
+}
+
+func (l labelled) equal(o labelled) bool {
+	return l.labels.Equal(o.labels) && slices.Equal(l.ports, o.ports)
+}
+
+// learned is an identity that is about to be used on this node.
+type learned struct {
+	labelled
+	at time.Time
+}
+
+// policyInForce is what the datapath was last given.
+type policyInForce struct {
+	// version is the resourceVersion up to which every NetworkPolicy counts; 0 before the first time.
+	version uint64
+	// count of policies.
+	count int
+	// pods by endpoint id: what is in the kernel, and why not what should be.
+	pods   map[uint16]datapath.PodPolicy
+	failed map[uint16]error
+	// exceptions are the policies of which something is not in force.
+	exceptions []v1alpha1.PolicyException
+	at         time.Time
+	took       time.Duration
+	// err of the last attempt.
+	err error
+}
+
+// Policies keeps the verdict tables of this node's pods what the policies say. Methods may be called from several
+// goroutines.
+type Policies struct {
+	cache, live client.Reader
+	endpoints   func() *endpoint.Set
+	engine      *policy.Engine
+	datapath    policyDatapath // set before any endpoint is made or restored
+	memory      policyMemory
+	networks    networkPolicies
+	// changed is called, without locks held, after something else is in force than before.
+	changed func()
+	// took is told how long each success took, in seconds.
+	took func(float64)
+	// wake makes Reconcile run; dirty makes what is in force be written down.
+	wake, dirty bell
+	log         logr.Logger
+
+	// ready is closed after the first time that everything, from synced caches, is in force.
+	ready     chan struct{}
+	readyOnce sync.Once
+
+	// applying is held by who feeds the engine and writes the datapath, so that what is written is what was fed.
+	applying   sync.Mutex
+	identities map[identity.Number]labelled // as the engine knows them
+	learned    map[identity.Number]learned
+	// wiring are endpoints that are admitted and not in the set yet.
+	wiring map[uint16]*endpoint.Endpoint
+	// classes are the prefixes in the kernel, as far as this process wrote them.
+	classes map[netip.Prefix]policy.Peer
+	// known: the policies are those of the cluster, or what was in force when there was one to ask; whole: the former.
+	known, whole bool
+	restored     bool
+
+	mu     sync.Mutex
+	inside policyInForce
+}
+
+// NewPolicies reads the cache, and asks live where the cache may be behind. The datapath is set later, once.
+func NewPolicies(cache, live client.Reader, endpoints func() *endpoint.Set, memory policyMemory, changed func(), log logr.Logger) *Policies {
+	return &Policies{
+		cache: cache, live: live, endpoints: endpoints, engine: policy.NewEngine(), memory: memory, changed: changed, took: func(float64) {},
+		wake: newBell(), dirty: newBell(), log: log, ready: make(chan struct{}),
+		networks:   networkPolicies{held: map[policy.Ref]*heldPolicy{}, deleted: map[policy.Ref]uint64{}},
+		identities: map[identity.Number]labelled{}, learned: map[identity.Number]learned{}, wiring: map[uint16]*endpoint.Endpoint{},
+	}
+}
+
+// Restore takes up the policies that were in force when the agent before this one, of the same boot, last wrote them
+// down. Nothing is written: pods keep the tables that are pinned.
+func (p *Policies) Restore() {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	last, ok := p.memory.load()
+	if p.restored = ok; !ok {
+		return
+	}
+	for i := range last.Policies {
+		if err := p.hold(&last.Policies[i].NetworkPolicy, fromDisk); err != nil {
+			p.log.Error(err, "a policy from disk is not in force")
+		}
+		if h := p.networks.held[refOf(&last.Policies[i].NetworkPolicy)]; h != nil {
+			h.lingering = last.Policies[i].Lingering
+		}
+	}
+	if p.classes = last.Classes; p.classes == nil {
+		p.classes = map[netip.Prefix]policy.Peer{}
+	}
+	p.engine.ClassesInForce(p.classes)
+	for _, who := range last.Identities {
+		p.identities[who.Number] = labelled{who.Labels, who.Ports}
+		p.engine.SetIdentity(who.Number, who.Labels, who.Ports)
+	}
+}
+
+// FromDisk serves new pods from what Restore took up: the API server is away. What the kernel has of other pods stays.
+func (p *Policies) FromDisk() error {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	if !p.restored {
+		return errors.New("last policies: there are none of this boot")
+	}
+	p.known = true
+	return nil
+}
+
+// InForce is what the datapath was last given. It must not be changed.
+func (p *Policies) InForce() policyInForce {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.inside
+}
+
+// Rule says what a rule's number stands for.
+func (p *Policies) Rule(id uint32) (policy.Provenance, bool) {
+	return p.engine.Provenance(policy.RuleID(id))
+}
+
+// Reconcile brings everything to what the objects say now: policies, identities, tables.
+func (p *Policies) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	set := p.endpoints()
+	if set == nil {
+		return ctrl.Result{}, nil
+	}
+	began := time.Now()
+	deleted := p.networks.takeDeleted()
+	var list networkingv1.NetworkPolicyList
+	var identities v1alpha1.CiliumIdentityList
+	var shares v1alpha1.CiliumEndpointSliceList
+	err := errors.Join(
+		p.cache.List(ctx, &list, client.UnsafeDisableDeepCopy),
+		p.cache.List(ctx, &identities, client.UnsafeDisableDeepCopy),
+		p.cache.List(ctx, &shares, client.UnsafeDisableDeepCopy),
+	)
+	if err != nil {
+		return ctrl.Result{}, fmt.Errorf("policies: %w", err)
+	}
+	fates, again := p.fates(ctx, list.Items, deleted)
+
+	p.applying.Lock()
+	version := p.feedNetworkPolicies(list.Items, fates)
+	p.setIdentities(p.wantedIdentities(identities.Items, shares.Items))
+	failed, err := p.apply()
+	if err == nil {
+		p.known, p.whole = true, true
+	}
+	p.applying.Unlock()
+
+	p.mu.Lock()
+	p.inside.err = err
+	if err == nil {
+		p.inside.version, p.inside.at = version, time.Now()
+	}
+	p.mu.Unlock()
+	if err != nil {
+		return ctrl.Result{}, fmt.Errorf("policies: %w", err)
+	}
+	p.took(time.Since(began).Seconds())
+	p.readyOnce.Do(func() { close(p.ready) })
+	p.dirty.ring()
+	p.changed()
+	if again || len(failed) > 0 {
+		return ctrl.Result{RequeueAfter: policyRetry}, nil
+	}
+	return ctrl.Result{}, nil
+}
+
+// wantedIdentities are those of the cluster with their named ports, and those of this node's pods, which are not in the
+// cache yet when they are new.
+func (p *Policies) wantedIdentities(objects []v1alpha1.CiliumIdentity, list []v1alpha1.CiliumEndpointSlice) map[identity.Number]labelled {
+	wanted := make(map[identity.Number]labelled, len(objects))
+	for i := range objects {
+		if n, err := identity.ParseNumber(objects[i].Name); err == nil {
+			wanted[n] = labelled{labels: objects[i].Spec.Labels}
+		}
+	}
+	ports := map[identity.Number][]policy.NamedPort{}
+	for i := range list {
+		for j := range list[i].Spec.Endpoints {
+			e := &list[i].Spec.Endpoints[j]
+			for _, port := range e.Ports {
+				if number := protocolNumber(corev1.Protocol(port.Protocol)); number != 0 && port.Port > 0 && port.Port <= 65535 {
+					n := identity.Number(e.Identity)
+					ports[n] = append(ports[n], policy.NamedPort{Name: port.Name, Protocol: number, Port: uint16(port.Port)})
+				}
+			}
+		}
+	}
+	for _, e := range p.pods() {
+		if e.Identity.Allocated() && e.Labels != nil {
+			wanted[e.Identity] = labelled{labels: e.Labels}
+			ports[e.Identity] = append(ports[e.Identity], e.Ports...)
+		}
+	}
+	for n, l := range p.learned {
+		if _, ok := wanted[n]; ok || time.Since(l.at) > learnedRest {
+			delete(p.learned, n)
+			continue
+		}
+		wanted[n] = l.labelled
+	}
+	for n, list := range ports {
+		if l, ok := wanted[n]; ok {
+			l.ports = uniquePorts(list)
+			wanted[n] = l
+		}
+	}
+	return wanted
+}
+
+// setIdentities tells the engine what has changed.
+func (p *Policies) setIdentities(wanted map[identity.Number]labelled) {
+	for n, l := range wanted {
+		if old, ok := p.identities[n]; !ok || !old.equal(l) {
+			p.engine.SetIdentity(n, l.labels, l.ports)
+		}
+	}
+	for n := range p.identities {
+		if _, ok := wanted[n]; !ok {
+			p.engine.DeleteIdentity(n)
+		}
+	}
+	p.identities = wanted
+}
+
+// learn tells the engine of an identity that this node is about to use, and whether that was news.
+func (p *Policies) learn(who endpoint.Who) bool {
+	if !who.Identity.Allocated() || who.Labels == nil {
+		return false
+	}
+	known, ok := p.identities[who.Identity]
+	now := labelled{who.Labels, uniquePorts(append(slices.Clone(known.ports), who.Ports...))}
+	p.learned[who.Identity] = learned{labelled: now, at: time.Now()}
+	if ok && known.equal(now) {
+		return false
+	}
+	p.identities[who.Identity] = now
+	p.engine.SetIdentity(who.Identity, now.labels, now.ports)
+	return true
+}
+
+// Learn puts tables that know the given numbers in force, before the numbers are.
+func (p *Policies) Learn(list []endpoint.Who) error {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	news := false
+	for _, who := range list {
+		news = p.learn(who) || news
+	}
+	if !news || !p.whole {
+		return nil
+	}
+	_, err := p.apply()
+	return err
+}
+
+// pods are this node's endpoints, and those that are being made.
+func (p *Policies) pods() []*endpoint.Endpoint {
+	var out []*endpoint.Endpoint
+	if set := p.endpoints(); set != nil {
+		out = set.List()
+	}
+	for _, e := range out {
+		if w, ok := p.wiring[e.ID]; ok && w.Attachment == e.Attachment {
+			delete(p.wiring, e.ID)
+		}
+	}
+	return append(out, slices.Collect(maps.Values(p.wiring))...)
+}
+
+// policyOf is what policies say of a pod; false when they may say something and nobody knows who the pod is: it stays
+// closed.
+func (p *Policies) policyOf(e *endpoint.Endpoint) (datapath.PodPolicy, bool) {
+	s := policy.Subject{Labels: e.Subject, Whole: true, Ports: e.Ports}
+	if s.Labels == nil {
+		s.Labels, s.Whole = e.Labels, false
+	}
+	if s.Labels == nil {
+		return datapath.PodPolicy{}, !p.networks.some(e.Pod.Namespace)
+	}
+	ingress, egress := p.engine.Tables(s)
+	return datapath.PodPolicy{Ingress: ingress, Egress: egress}, true
+}
+
+// apply writes the tables of every pod and the classes of addresses. A table never stands in the kernel together with
+// classes that it does not know: classes that are new come after the tables that know both, and those that go, before
+// the tables forget them. Where a table did not fit, no class goes: the table in its place may need it.
+func (p *Policies) apply() (failed map[uint16]error, err error) {
+	for range maxPasses {
+		pods := p.tables()
+		wanted := p.engine.Classes()
+		classes, shrinks := wanted, false
+		if p.classes != nil {
+			classes = maps.Clone(p.classes)
+			maps.Copy(classes, wanted)
+			shrinks = len(classes) > len(wanted)
+		}
+		if failed, err = p.datapath.SetPolicy(pods, classes); err != nil {
+			return failed, err
+		}
+		if shrinks && len(failed) == 0 {
+			classes = wanted
+			if failed, err = p.datapath.SetPolicy(pods, classes); err != nil {
+				return failed, err
+			}
+		}
+		p.classes = classes
+		again := p.engine.ClassesInForce(classes)
+		p.note(pods, failed)
+		if !again {
+			return failed, nil
+		}
+	}
+	return failed, fmt.Errorf("tables and classes do not come to rest in %d passes", maxPasses)
+}
+
+func (p *Policies) tables() map[uint16]datapath.PodPolicy {
+	out := map[uint16]datapath.PodPolicy{}
+	for _, e := range p.pods() {
+		if now, ok := p.policyOf(e); ok {
+			out[e.ID] = now
+		}
+	}
+	return out
+}
+
+// note keeps what is in force: of a pod whose table did not fit, what it had.
+func (p *Policies) note(pods map[uint16]datapath.PodPolicy, failed map[uint16]error) {
+	exceptions := p.exceptions(failed, pods)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := maps.Clone(pods)
+	for id, err := range failed {
+		if old, ok := p.inside.pods[id]; ok {
+			now[id] = old
+		} else {
+			delete(now, id)
+		}
+		if _, before := p.inside.failed[id]; !before {
+			p.log.Error(err, "the policy of a pod is not in force", "endpoint", id)
+		}
+	}
+	p.inside.pods, p.inside.failed, p.inside.count, p.inside.exceptions = now, failed, len(p.networks.held), exceptions
+}
+
+// Admit asks for the policies of the pod's namespace: one that was made just before the pod may not be in the cache.
+func (p *Policies) Admit(ctx context.Context, e *endpoint.Endpoint) func() error {
+	answer := make(chan []networkingv1.NetworkPolicy, 1)
+	go func() { answer <- p.ask(ctx, e.Pod.Namespace) }()
+	return func() error {
+		found := <-answer
+		p.applying.Lock()
+		defer p.applying.Unlock()
+		if !p.known {
+			return fmt.Errorf("%w: the policies are not known", endpoint.ErrNotReady)
+		}
+		news := false
+		for i := range found {
+			if h := p.networks.held[refOf(&found[i])]; h == nil || h.version < versionOf(&found[i]) {
+				if err := p.hold(&found[i], fromLive); err != nil {
+					return err
+				}
+				news = true
+			}
+		}
+		news = p.learn(e.Who()) || news
+		p.wiring[e.ID] = e
+		return p.admit(e, news)
+	}
+}
+
+// admit writes one pod's tables, or all when there is news that concerns others too.
+func (p *Policies) admit(e *endpoint.Endpoint, news bool) error {
+	now, ok := p.policyOf(e)
+	if !ok {
+		p.log.Info("a pod that nobody can name yet stays closed: its namespace has policies", "namespace", e.Pod.Namespace, "pod", e.Pod.Name)
+		return nil
+	}
+	switch waiting := p.engine.Waiting(); {
+	case (news || waiting) && p.whole:
+		failed, err := p.apply()
+		return errors.Join(err, failed[e.ID])
+	case waiting: // its tables would be without the policy that waits
+		return fmt.Errorf("%w: a policy waits for the first look at all of them", endpoint.ErrNotReady)
+	}
+	if err := p.datapath.SetPodPolicy(e.ID, now); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pods := maps.Clone(p.inside.pods)
+	if pods == nil {
+		pods = map[uint16]datapath.PodPolicy{}
+	}
+	pods[e.ID] = now
+	p.inside.pods = pods
+	return nil
+}
+
+// Dismiss closes the id of an endpoint that is gone.
+func (p *Policies) Dismiss(e *endpoint.Endpoint) error {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	delete(p.wiring, e.ID)
+	return p.datapath.DropPodPolicy(e.ID)
+}
+
+// ask returns the policies of a namespace as the API server has them now; none when it does not answer in time.
+func (p *Policies) ask(ctx context.Context, namespace string) []networkingv1.NetworkPolicy {
+	if namespace == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, policyPatience)
+	defer cancel()
+	var list networkingv1.NetworkPolicyList
+	if err := p.live.List(ctx, &list, client.InNamespace(namespace)); err != nil {
+		p.log.V(1).Info("policies of a new pod come from the cache", "namespace", namespace, "error", err.Error())
+		return nil
+	}
+	return list.Items
+}
+
+// Remember writes down what is in force, soon after it has changed and at most once a second, until ctx ends.
+func (p *Policies) Remember(ctx context.Context) error {
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-p.dirty:
+		}
+		last, ok := p.lastPolicies()
+		if !ok {
+			continue
+		}
+		if err := p.memory.keep(last); err != nil {
+			p.log.Error(err, "the last policies are not kept")
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	return nil
+}
+
+// lastPolicies are what is in force; false while that is not all known.
+func (p *Policies) lastPolicies() (lastPolicies, bool) {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	if !p.whole {
+		return lastPolicies{}, false
+	}
+	out := lastPolicies{Classes: maps.Clone(p.classes)}
+	for _, h := range p.networks.held {
+		out.Policies = append(out.Policies, lastPolicy{NetworkPolicy: h.object, Lingering: h.lingering})
+	}
+	for n, l := range p.identities {
+		out.Identities = append(out.Identities, lastIdentity{Number: n, Labels: l.labels, Ports: l.ports})
+	}
+	return out, true
+}
+
+// versionOf is an object's resourceVersion as a number; 0 where it is none.
+func versionOf(o client.Object) uint64 {
+	v, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return v
+}

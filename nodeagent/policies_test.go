@@ -1,0 +1,538 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr/testr"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/cni"
+	"github.com/kube-cilium/kube-cilium/internal/identity"
+	"github.com/kube-cilium/kube-cilium/internal/ipam"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
+	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
+	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
+	"github.com/kube-cilium/kube-cilium/nodeagent/nodetest"
+)
+
+// objects are what a cache or an API server holds.
+type objects struct {
+	policies   []networkingv1.NetworkPolicy
+	identities []v1alpha1.CiliumIdentity
+	slices     []v1alpha1.CiliumEndpointSlice
+	namespaces map[string]bool // -> being deleted
+	away       error
+	asked      int
+}
+
+func (o *objects) Get(_ context.Context, key client.ObjectKey, out client.Object, _ ...client.GetOption) error {
+	o.asked++
+	if o.away != nil {
+		return o.away
+	}
+	going, ok := o.namespaces[key.Name]
+	if !ok {
+		return apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, key.Name)
+	}
+	ns := out.(*corev1.Namespace)
+	ns.Name = key.Name
+	if going {
+		ns.DeletionTimestamp = &metav1.Time{Time: time.Now()}
+	}
+	return nil
+}
+
+func (o *objects) List(_ context.Context, out client.ObjectList, options ...client.ListOption) error {
+	o.asked++
+	if o.away != nil {
+		return o.away
+	}
+	var how client.ListOptions
+	how.ApplyOptions(options)
+	switch out := out.(type) {
+	case *networkingv1.NetworkPolicyList:
+		for _, np := range o.policies {
+			if how.Namespace == "" || how.Namespace == np.Namespace {
+				out.Items = append(out.Items, np)
+			}
+		}
+	case *v1alpha1.CiliumIdentityList:
+		out.Items = o.identities
+	case *v1alpha1.CiliumEndpointSliceList:
+		out.Items = o.slices
+	}
+	return nil
+}
+
+// kernel is a datapath that remembers what it was given.
+type kernel struct {
+	pods    map[uint16]datapath.PodPolicy
+	classes map[netip.Prefix]policy.Peer
+	// writes are the calls: how many pods and classes.
+	writes []string
+	full   map[uint16]bool
+}
+
+func (k *kernel) SetPolicy(pods map[uint16]datapath.PodPolicy, classes map[netip.Prefix]policy.Peer) (map[uint16]error, error) {
+	failed := map[uint16]error{}
+	for id, now := range pods {
+		if k.full[id] {
+			failed[id] = datapath.ErrPolicyFull
+			continue
+		}
+		k.pods[id] = now
+	}
+	k.classes = maps.Clone(classes)
+	k.writes = append(k.writes, fmt.Sprintf("%d pods, %d classes", len(pods), len(classes)))
+	return failed, nil
+}
+
+func (k *kernel) SetPodPolicy(id uint16, now datapath.PodPolicy) error {
+	if k.full[id] {
+		return datapath.ErrPolicyFull
+	}
+	k.pods[id] = now
+	k.writes = append(k.writes, fmt.Sprintf("pod %d", id))
+	return nil
+}
+
+func (k *kernel) DropPodPolicy(id uint16) error {
+	delete(k.pods, id)
+	return nil
+}
+
+// The rest of what endpoints need of a datapath.
+func (k *kernel) PodMTU() int                  { return 1450 }
+func (k *kernel) DeviceMTU() int               { return 1450 }
+func (k *kernel) SetPods([]datapath.Pod) error { return nil }
+func (k *kernel) AddPod(datapath.Pod) error    { return nil }
+func (k *kernel) RemovePod(uint16) error       { return nil }
+func (k *kernel) CheckPod(datapath.Pod) error  { return nil }
+
+// policed is an agent's policies on a node without interfaces.
+type policed struct {
+	*Policies
+	t           *testing.T
+	kernel      *kernel
+	cache, live *objects
+	stateDir    string
+	version     int
+	pods        []*endpoint.Endpoint
+}
+
+func newPoliced(t *testing.T) *policed {
+	p := &policed{
+		t: t, kernel: &kernel{pods: map[uint16]datapath.PodPolicy{}, full: map[uint16]bool{}}, stateDir: t.TempDir(), version: 100,
+		cache: &objects{namespaces: map[string]bool{"a": false, "b": false}}, live: &objects{namespaces: map[string]bool{"a": false, "b": false}},
+	}
+	p.restart()
+	return p
+}
+
+// restart is the next agent of the same boot; endpoints are restored from their records.
+func (p *policed) restart() {
+	p.t.Helper()
+	log := testr.New(p.t)
+	var set *endpoint.Set
+	p.Policies = NewPolicies(p.cache, p.live, func() *endpoint.Set { return set }, policyMemory{stateDir: p.stateDir, bootID: "boot"}, func() {}, log)
+	p.datapath = p.kernel
+	var err error
+	set, err = endpoint.New(endpoint.Options{
+		StateDir: p.stateDir, BootID: "boot", Datapath: p.kernel, Policy: p.Policies, Addresses: ipam.NewAllocator(time.Now),
+		Identify: func(context.Context, cni.Pod) (endpoint.Who, error) {
+			return endpoint.Who{}, errors.New("not asked here")
+		},
+		Changed: func() {}, Log: log,
+	})
+	nodetest.Must(p.t, err)
+	p.Policies.Restore()
+}
+
+// remember is what the agent does a moment after each change.
+func (p *policed) remember() {
+	p.t.Helper()
+	last, ok := p.lastPolicies()
+	if !ok {
+		p.t.Fatal("nothing to remember")
+	}
+	nodetest.Must(p.t, p.memory.keep(last))
+}
+
+func (p *policed) reconcile() ctrl.Result {
+	p.t.Helper()
+	r, err := p.Reconcile(p.t.Context(), ctrl.Request{})
+	nodetest.Must(p.t, err)
+	return r
+}
+
+func whoIs(namespace, app string, n identity.Number, ports ...policy.NamedPort) endpoint.Who {
+	l, err := identity.ForPod(identity.Workload{Namespace: namespace, Labels: map[string]string{"app": app}, Cluster: "default", ServiceAccount: "default"}, identity.DefaultFilter())
+	if err != nil {
+		panic(err)
+	}
+	return endpoint.Who{Labels: l, Subject: l, Identity: n, Ports: ports}
+}
+
+// admitted is an endpoint whose interface is about to be made: for policies it is there.
+func (p *policed) admit(id uint16, namespace, app string, n identity.Number, ports ...policy.NamedPort) *endpoint.Endpoint {
+	p.t.Helper()
+	e := p.endpoint(id, namespace, app, n, ports...)
+	nodetest.Must(p.t, p.Admit(p.t.Context(), e)())
+	return e
+}
+
+func (p *policed) endpoint(id uint16, namespace, app string, n identity.Number, ports ...policy.NamedPort) *endpoint.Endpoint {
+	who := whoIs(namespace, app, n, ports...)
+	return &endpoint.Endpoint{
+		ID: id, Pod: cni.Pod{Namespace: namespace, Name: fmt.Sprintf("%s-%d", app, id)}, Labels: who.Labels, Subject: who.Subject,
+		Identity: who.Identity, Ports: who.Ports, Attachment: cni.Attachment{ContainerID: strconv.Itoa(int(id)), IfName: "eth0"},
+	}
+}
+
+func (p *policed) policy(namespace, name string, spec networkingv1.NetworkPolicySpec) networkingv1.NetworkPolicy {
+	p.version++
+	return networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, ResourceVersion: strconv.Itoa(p.version)}, Spec: spec,
+	}
+}
+
+// closed selects every pod of its namespace and allows nothing in.
+var closed = networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}}
+
+func allow(peer networkingv1.NetworkPolicyPeer) networkingv1.NetworkPolicySpec {
+	s := closed
+	s.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{peer}}}
+	return s
+}
+
+func fromApp(app string) networkingv1.NetworkPolicyPeer {
+	return networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}}}
+}
+
+func fromBlock(cidr string, except ...string) networkingv1.NetworkPolicyPeer {
+	return networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: cidr, Except: except}}
+}
+
+func (p *policed) expectIngress(id uint16, isolated bool, entries int) {
+	p.t.Helper()
+	now, ok := p.kernel.pods[id]
+	if !ok {
+		p.t.Fatalf("pod %d has no policy: closed", id)
+	}
+	if got := now.Ingress != nil; got != isolated {
+		p.t.Fatalf("pod %d: isolated %t, want %t", id, got, isolated)
+	}
+	if isolated && len(now.Ingress.Entries) != entries {
+		p.t.Fatalf("pod %d: %v, want %d entries", id, now.Ingress.Entries, entries)
+	}
+}
+
+func TestPoliciesFollowTheObjects(t *testing.T) {
+	p := newPoliced(t)
+	if err := p.Ready(); !errors.Is(err, errNoPolicies) {
+		t.Errorf("before the first time: %v", err)
+	}
+	p.reconcile()
+	nodetest.Must(t, p.Ready())
+	p.admit(1, "a", "web", 300)
+	p.expectIngress(1, false, 0)
+
+	p.cache.policies = append(p.cache.policies, p.policy("a", "web", allow(fromApp("client"))))
+	p.reconcile()
+	p.expectIngress(1, true, 0)
+	p.cache.identities = append(p.cache.identities, v1alpha1.CiliumIdentity{
+		ObjectMeta: metav1.ObjectMeta{Name: "400"}, Spec: v1alpha1.CiliumIdentitySpec{Labels: whoIs("a", "client", 400).Labels},
+	})
+	p.reconcile()
+	p.expectIngress(1, true, 1)
+	if e := p.kernel.pods[1].Ingress.Entries[policy.Key{Peer: 400}]; e.Verdict != policy.Allow {
+		t.Errorf("%v", p.kernel.pods[1].Ingress.Entries)
+	}
+	if got := p.Progress(); got.InForce != "101" || got.Count != 1 || len(got.Exceptions) > 0 {
+		t.Errorf("progress %+v", got)
+	}
+	// A client that is new on this node is allowed before its number is in force.
+	nodetest.Must(t, p.Learn([]endpoint.Who{whoIs("a", "client", 401)}))
+	p.expectIngress(1, true, 2)
+
+	p.cache.identities = nil
+	p.cache.policies = nil
+	deleted := p.policy("a", "web", closed)
+	p.deletions().OnDelete(&deleted)
+	p.reconcile()
+	p.expectIngress(1, false, 0)
+	if got := p.Progress(); got.InForce != "102" || got.Count != 0 {
+		t.Errorf("a deletion counts too: %+v", got)
+	}
+	nodetest.Must(t, p.Dismiss(p.endpoint(1, "a", "web", 300)))
+	if _, there := p.kernel.pods[1]; there {
+		t.Error("the id of a pod that is gone is not closed")
+	}
+}
+
+// A policy was made just before the pod, and the cache does not have it yet: the pod's first packets are under it.
+func TestNewPodIsUnderAPolicyThatTheCacheDoesNotHave(t *testing.T) {
+	p := newPoliced(t)
+	p.reconcile()
+	p.live.policies = append(p.live.policies, p.policy("a", "deny", closed), p.policy("b", "other", closed))
+	p.admit(1, "a", "web", 300)
+	p.expectIngress(1, true, 0)
+	// Neither does the cache take it away again while it is behind ...
+	if r := p.reconcile(); r.RequeueAfter == 0 {
+		t.Error("nobody looks again")
+	}
+	p.expectIngress(1, true, 0)
+	// ... nor does an older version that it has meanwhile.
+	older := p.live.policies[0]
+	older.ResourceVersion, older.Spec = "99", allow(fromBlock("0.0.0.0/0"))
+	p.cache.policies = append(p.cache.policies, older)
+	p.reconcile()
+	p.expectIngress(1, true, 0)
+	// Deleted before the cache ever had it.
+	p.cache.policies, p.live.policies = nil, nil
+	deleted := p.policy("a", "deny", closed)
+	p.deletions().OnDelete(&deleted)
+	p.reconcile()
+	p.expectIngress(1, false, 0)
+
+	// The API server is away: what the cache has counts.
+	p.live.away = errors.New("connection refused")
+	p.cache.policies = append(p.cache.policies, p.policy("a", "deny", closed))
+	p.reconcile()
+	p.admit(2, "a", "web", 300)
+	p.expectIngress(2, true, 0)
+}
+
+// Nobody could say who a pod is. In a namespace with policies it stays closed until somebody can; elsewhere it may be
+// the pod that brings the API server back.
+func TestPodThatNobodyCanNameStaysClosed(t *testing.T) {
+	p := newPoliced(t)
+	p.cache.policies = append(p.cache.policies, p.policy("a", "web", allow(fromApp("client"))))
+	p.reconcile()
+	for id, namespace := range map[uint16]string{1: "a", 2: "b"} {
+		e := p.endpoint(id, namespace, "web", identity.Pending)
+		e.Labels, e.Subject = nil, nil
+		nodetest.Must(t, p.Admit(t.Context(), e)())
+	}
+	p.reconcile()
+	if _, open := p.kernel.pods[1]; open {
+		t.Error("a pod of a namespace with policies is open before anybody knows who it is")
+	}
+	p.expectIngress(2, false, 0)
+}
+
+// CVE-2024-7598: when a namespace was deleted its policies went before its pods, which ran on without.
+func TestCVE_2024_7598_PoliciesOfATerminatingNamespaceStayForItsPods(t *testing.T) {
+	for name, row := range map[string]struct {
+		// what the cache and the API server say of the namespace after the policy went
+		cache, live map[string]bool
+		away        error
+		stays       bool
+		restart     bool
+	}{
+		"a person deletes the policy":              {cache: map[string]bool{"a": false}, live: map[string]bool{"a": false}},
+		"the namespace is being deleted":           {cache: map[string]bool{"a": true}, live: map[string]bool{"a": true}, stays: true},
+		"the cache is behind":                      {cache: map[string]bool{"a": false}, live: map[string]bool{"a": true}, stays: true},
+		"the namespace is gone already":            {cache: map[string]bool{"a": false}, live: map[string]bool{}, stays: true},
+		"nobody can be asked":                      {cache: map[string]bool{"a": false}, away: errors.New("connection refused"), stays: true},
+		"the agent is restarted after the policy":  {cache: map[string]bool{"a": true}, live: map[string]bool{"a": true}, stays: true, restart: true},
+		"a person deletes it, agent starting anew": {cache: map[string]bool{"a": false}, live: map[string]bool{"a": false}, restart: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPoliced(t)
+			p.cache.policies = append(p.cache.policies, p.policy("a", "deny", closed), p.policy("a", "deny-too", closed), p.policy("b", "deny", closed))
+			p.reconcile()
+			web, other := p.admit(1, "a", "web", 300), p.admit(2, "b", "web", 301)
+			p.expectIngress(1, true, 0)
+			p.remember()
+
+			p.cache.policies = p.cache.policies[1:] // one, then the others
+			p.cache.namespaces, p.live.namespaces, p.live.away = row.cache, row.live, row.away
+			p.cache.namespaces["b"] = false
+			p.reconcile()
+			p.expectIngress(1, true, 0)
+			p.cache.policies = p.cache.policies[1:]
+			p.reconcile()
+			p.expectIngress(1, row.stays, 0)
+			p.expectIngress(2, true, 0)
+			if row.restart {
+				p.remember()
+				before := len(p.kernel.writes)
+				p.restart()
+				p.wiring[1], p.wiring[2] = web, other
+				if len(p.kernel.writes) != before {
+					t.Fatal("written before the caches were read")
+				}
+			}
+			for range 3 {
+				p.reconcile()
+				p.expectIngress(1, row.stays, 0)
+			}
+			// The last pod goes, and with it the policy.
+			nodetest.Must(t, p.Dismiss(web))
+			p.reconcile()
+			if p.networks.some("a") {
+				t.Error("the policies outlive the last pod")
+			}
+			p.live.away = nil
+			p.admit(3, "a", "web", 300)
+			p.expectIngress(3, false, 0)
+		})
+	}
+}
+
+// An agent starts while the API server is away: nothing is written over what is pinned, and a new pod gets the policy
+// that was in force.
+func TestPoliciesFromDisk(t *testing.T) {
+	p := newPoliced(t)
+	if err := p.FromDisk(); err == nil {
+		t.Error("an agent that never knew the policies serves without")
+	}
+	if err := p.Admit(t.Context(), p.endpoint(1, "a", "web", 300))(); !errors.Is(err, endpoint.ErrNotReady) {
+		t.Errorf("a pod before the policies are known: %v", err)
+	}
+	p.cache.policies = append(p.cache.policies, p.policy("a", "web", allow(fromApp("client"))), p.policy("a", "out", allow(fromBlock("192.0.2.0/24", "192.0.2.128/25"))))
+	p.cache.identities = append(p.cache.identities, v1alpha1.CiliumIdentity{
+		ObjectMeta: metav1.ObjectMeta{Name: "400"}, Spec: v1alpha1.CiliumIdentitySpec{Labels: whoIs("a", "client", 400).Labels},
+	})
+	p.reconcile()
+	p.admit(1, "a", "web", 300)
+	p.expectIngress(1, true, 2)
+	p.remember()
+	want, writes := p.kernel.pods[1].Ingress.Entries, len(p.kernel.writes)
+
+	p.cache, p.live = &objects{away: errors.New("not synced")}, &objects{away: errors.New("connection refused")}
+	p.restart()
+	nodetest.Must(t, p.FromDisk())
+	if len(p.kernel.writes) != writes {
+		t.Error("an agent without an API server wrote over what is pinned")
+	}
+	p.admit(2, "a", "web", 300)
+	if got := p.kernel.pods[2].Ingress; got == nil || !maps.Equal(got.Entries, want) {
+		t.Errorf("a new pod during the outage got %v, want %v", got, want)
+	}
+
+	file := filepath.Join(p.stateDir, lastPoliciesFile)
+	data, err := os.ReadFile(file)
+	nodetest.Must(t, err)
+	var last map[string]any
+	nodetest.Must(t, json.Unmarshal(data, &last))
+	last["bootID"] = "another"
+	data, err = json.Marshal(last)
+	nodetest.Must(t, err)
+	for _, bad := range [][]byte{data, []byte("{")} {
+		nodetest.Must(t, os.WriteFile(file, bad, 0o600))
+		p.restart()
+		if err := p.FromDisk(); err == nil {
+			t.Errorf("taken up: %s", bad)
+		}
+	}
+}
+
+// Where a table does not fit the pod keeps what it had, and everybody who looks is told.
+func TestTableThatDoesNotFit(t *testing.T) {
+	p := newPoliced(t)
+	p.cache.policies = append(p.cache.policies, p.policy("a", "first", closed))
+	p.reconcile()
+	e := p.admit(1, "a", "web", 300)
+	before := p.kernel.pods[1].Ingress
+	p.kernel.full[1] = true
+	p.cache.policies = append(p.cache.policies, p.policy("a", "second", allow(fromBlock("10.0.0.0/8", "10.1.0.0/16"))))
+	if r := p.reconcile(); r.RequeueAfter == 0 {
+		t.Error("nobody tries again")
+	}
+	if p.kernel.pods[1].Ingress != before {
+		t.Error("the table before is gone")
+	}
+	progress := p.Progress()
+	if len(progress.Exceptions) != 2 || progress.Exceptions[1].Name != "second" || progress.Exceptions[1].Reason != reasonTableFull ||
+		!strings.Contains(progress.Exceptions[1].Message, "pod a/web-1 goes on with the policy that it had") {
+		t.Errorf("%+v", progress)
+	}
+	if c := policyCondition(progress); c.Status != metav1.ConditionFalse || c.Reason != reasonTableFull {
+		t.Errorf("report: %+v", c)
+	}
+	shown, c := p.Shown(e)
+	if c.Status != metav1.ConditionFalse || c.Reason != reasonTableFull || !slices.Equal(shown.Ingress.Policies, []string{"NetworkPolicy a/first"}) {
+		t.Errorf("endpoint: %+v %+v", c, shown)
+	}
+	// No class goes while an old table may need it.
+	held := len(p.kernel.classes)
+	p.cache.policies = p.cache.policies[:1]
+	p.live.namespaces["a"] = false
+	p.reconcile()
+	if len(p.kernel.classes) != held {
+		t.Errorf("%d classes of %d are left although a table of before is in force", len(p.kernel.classes), held)
+	}
+	// A pod that is new is refused.
+	p.kernel.full[2] = true
+	if err := p.Admit(t.Context(), p.endpoint(2, "a", "web", 300))(); !errors.Is(err, datapath.ErrPolicyFull) {
+		t.Errorf("a new pod: %v", err)
+	}
+	nodetest.Must(t, p.Dismiss(p.endpoint(2, "a", "web", 300)))
+	p.kernel.full = map[uint16]bool{}
+	p.reconcile()
+	if _, c := p.Shown(e); c.Status != metav1.ConditionTrue || len(p.Progress().Exceptions) > 0 {
+		t.Errorf("after there was room: %+v %+v", c, p.Progress())
+	}
+	if len(p.kernel.classes) != 0 {
+		t.Errorf("classes that nobody names are left: %v", p.kernel.classes)
+	}
+}
+
+// What a name of a port stands for differs from pod to pod of one identity during a rollout: both count.
+func TestNamedPortsOfAnIdentity(t *testing.T) {
+	p := newPoliced(t)
+	spec := networkingv1.NetworkPolicySpec{
+		PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress},
+		Egress: []networkingv1.NetworkPolicyEgressRule{{
+			Ports: []networkingv1.NetworkPolicyPort{{Port: portNamed("web")}},
+			To:    []networkingv1.NetworkPolicyPeer{fromApp("server")},
+		}},
+	}
+	p.cache.policies = append(p.cache.policies, p.policy("a", "out", spec))
+	p.cache.identities = append(p.cache.identities, v1alpha1.CiliumIdentity{
+		ObjectMeta: metav1.ObjectMeta{Name: "400"}, Spec: v1alpha1.CiliumIdentitySpec{Labels: whoIs("a", "server", 400).Labels},
+	})
+	port := func(n int32) v1alpha1.SliceEndpoint {
+		return v1alpha1.SliceEndpoint{Namespace: "a", Name: "server", Identity: 400, Ports: []v1alpha1.SlicePort{{Name: "web", Protocol: "TCP", Port: n}}}
+	}
+	p.cache.slices = append(p.cache.slices, v1alpha1.CiliumEndpointSlice{Spec: v1alpha1.CiliumEndpointSliceSpec{Endpoints: []v1alpha1.SliceEndpoint{port(8080), port(9090), port(8080)}}})
+	p.reconcile()
+	p.admit(1, "a", "client", 300)
+	var ports []int
+	for k := range p.kernel.pods[1].Egress.Entries {
+		ports = append(ports, int(k.Port))
+	}
+	slices.Sort(ports)
+	if !slices.Equal(ports, []int{8080, 9090}) {
+		t.Errorf("%v", p.kernel.pods[1].Egress.Entries)
+	}
+}
+
+func portNamed(name string) *intstr.IntOrString {
+	port := intstr.FromString(name)
+	return &port
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/kube-cilium/kube-cilium/internal/identity"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
+)
+
+const lastPoliciesFile = "last-policies.json"
+
+// policyMemory keeps on disk what the policies of the cluster were. An agent that starts while the API server is away
+// gives new pods their policy from it, and one that starts while a namespace is being deleted still knows what its pods
+// were promised.
+type policyMemory struct {
+	stateDir, bootID string
+	// written is the hash of what the file holds, as far as this process wrote it.
+	written [sha256.Size]byte
+}
+
+// lastPolicies is the file.
+type lastPolicies struct {
+	BootID     string                       `json:"bootID"`
+	Policies   []lastPolicy                 `json:"policies"`
+	Identities []lastIdentity               `json:"identities"`
+	Classes    map[netip.Prefix]policy.Peer `json:"classes"`
+}
+
+type lastPolicy struct {
+	networkingv1.NetworkPolicy
+	Lingering bool `json:"lingering,omitempty"`
+}
+
+type lastIdentity struct {
+	Number identity.Number    `json:"number"`
+	Labels identity.Labels    `json:"labels"`
+	Ports  []policy.NamedPort `json:"ports,omitempty"`
+}
+
+// load reads what was kept in this boot; a file that is missing or damaged is none.
+func (m *policyMemory) load() (last lastPolicies, ok bool) {
+	data, err := os.ReadFile(filepath.Join(m.stateDir, lastPoliciesFile))
+	if err != nil || json.Unmarshal(data, &last) != nil || last.BootID != m.bootID {
+		return lastPolicies{}, false
+	}
+	return last, true
+}
+
+// keep replaces the whole memory.
+func (m *policyMemory) keep(last lastPolicies) error {
+	last.BootID = m.bootID
+	slices.SortFunc(last.Policies, func(a, b lastPolicy) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	slices.SortFunc(last.Identities, func(a, b lastIdentity) int { return cmp.Compare(a.Number, b.Number) })
+	data, err := json.Marshal(last)
+	if err != nil {
+		return fmt.Errorf("last policies: %w", err)
+	}
+	sum := sha256.Sum256(data)
+	if sum == m.written {
+		return nil
+	}
+	path := filepath.Join(m.stateDir, lastPoliciesFile)
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil { // no sync: a power cut ends the boot, and with it the memory
+		return fmt.Errorf("last policies: %w", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("last policies: %w", err)
+	}
+	m.written = sum
+	return nil
+}
