@@ -282,14 +282,18 @@ func (d *Datapath) repair() error {
 	if d.overlay.index != 0 {
 		settings = append(settings, overlaySettings(ipv6)...)
 	}
-	if d.stack {
+	var errs []error
+	switch {
+	case d.stack:
 		settings = append(settings, forwardSettings(d.sysctl, d.uplinks, ipv4, ipv6)...)
-		d.forwardNote = ensureForwardRule(ipv4, ipv6)
-	} else if d.forwardNote != "" {
-		removeForwardRule()
-		d.forwardNote = ""
+		var err error
+		d.forwardNote, err = ensureForwardRule(ipv4, ipv6)
+		errs, d.forwardAway = append(errs, err), false
+	case !d.forwardAway: // an agent before us may have made it
+		err := removeForwardRule()
+		errs, d.forwardAway, d.forwardNote = append(errs, err), err == nil, ""
 	}
-	errs := []error{d.sysctl.apply(settings)}
+	errs = append(errs, d.sysctl.apply(settings))
 	errs = append(errs, d.repairPods()...)
 	errs = append(errs, d.repairRoutes(true))
 	return errors.Join(errs...)

@@ -113,6 +113,8 @@ type Datapath struct {
 	stack bool
 	// forwardNote says how the FORWARD chain was dealt with; "" where the stack path is not in use.
 	forwardNote string
+	// forwardAway: there is no rule of ours.
+	forwardAway bool
 
 	endpoints  *delta.Table[bpf.Addr, bpf.Endpoint]
 	interfaces *delta.Table[uint32, bpf.PodInterface]

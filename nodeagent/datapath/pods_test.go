@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -611,6 +612,55 @@ func TestStackPath(t *testing.T) {
 	t.Log(note)
 	must(t, d.Configure(context.Background(), f.config()))
 	time.Sleep(10 * time.Millisecond)
+}
+
+// A firewall that drops by policy what the host forwards, as Docker's does: with iptables' chain and with one of
+// nftables. The image of the agent holds no tool for either.
+func TestStackPathThroughAFirewall(t *testing.T) {
+	f := newFixture(t)
+	firewall := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	firewall("iptables-nft", "-P", "FORWARD", "DROP")
+	firewall("ip6tables-nft", "-P", "FORWARD", "DROP")
+	firewall("nft", "add table inet theirs; add chain inet theirs forward { type filter hook forward priority 0; policy drop; }")
+	ours := func() int { return strings.Count(firewall("nft", "list", "ruleset"), `comment "kube-cilium"`) }
+	cfg := f.config()
+	cfg.Forbidden = []v1alpha1.KernelFeature{v1alpha1.FeatureRedirectNeigh, v1alpha1.FeatureRedirectPeer}
+	d := f.start(cfg)
+	a, b := f.addPod(d, 73), f.addPod(d, 74)
+	must(t, d.SetPods([]Pod{a, b}))
+	running := f.flows(a, b)
+	time.Sleep(50 * time.Millisecond)
+	running.end(t, 0)
+	must(t, d.refresh(t.Context()))
+	if n := ours(); n != 6 {
+		t.Errorf("%d rules, want two in each of three chains:\n%s", n, firewall("nft", "list", "ruleset"))
+	}
+	// What iptables cannot read it would refuse to touch.
+	if out := firewall("iptables-nft", "-S", "FORWARD"); !strings.Contains(out, "-i kc+") || !strings.Contains(out, "-P FORWARD DROP") {
+		t.Errorf("iptables shows\n%s", out)
+	}
+	firewall("iptables-nft", "-F", "FORWARD")
+	must(t, d.refresh(t.Context()))
+	if n := ours(); n != 6 {
+		t.Errorf("%d rules after somebody flushed a chain", n)
+	}
+	must(t, d.Configure(t.Context(), f.config()))
+	if n := ours(); n != 0 {
+		t.Errorf("%d rules without the stack's path:\n%s", n, firewall("nft", "list", "ruleset"))
+	}
+	must(t, d.Configure(t.Context(), cfg))
+	must(t, d.Close())
+	must(t, Uninstall(f.opts))
+	if n := ours(); n != 0 {
+		t.Errorf("%d rules after uninstall", n)
+	}
 }
 
 // Each fallback carries every kind of traffic, in each routing mode.

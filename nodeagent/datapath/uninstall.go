@@ -32,8 +32,7 @@ func Uninstall(opts Options) error {
 		}
 	}
 	errs = append(errs, removeAllRoutes())
-	removeForwardRule()
-	errs = append(errs, removeOverlay(), removeFolder(folder))
+	errs = append(errs, removeForwardRule(), removeOverlay(), removeFolder(folder))
 	return errors.Join(errs...)
 }
 
