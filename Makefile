@@ -133,6 +133,7 @@ test-kernel: test-cluster ## Run all tests but the end-to-end ones, with root, t
 	$(TEST_CLUSTER) build
 	KUBE_CILIUM_TEST_ROOT=1 KUBEBUILDER_ASSETS=$$($(TEST_CLUSTER) assets) go test -count=1 -p 1 -timeout 20m $$(go list ./... | grep -v /test/e2e)
 	cd test/cluster && KUBE_CILIUM_TEST_ROOT=1 go test -count=1 -p 1 -timeout 10m ./...
+	cd test/oracle && go test -count=1 -timeout 5m . -rapid.checks=1000
 
 .PHONY: test-e2e
 test-e2e: build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Run the end-to-end tests on real clusters.
