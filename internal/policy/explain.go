@@ -73,13 +73,7 @@ type Miss struct {
 	Mismatch
 }
 
-func (m Miss) String() string {
-	where := m.Ref.String()
-	if m.Path != "" {
-		where += " " + m.Path
-	}
-	return where + " " + m.Text
-}
+func (m Miss) String() string { return m.Origin.String() + " " + m.Text }
 
 // Explain answers a question with the way to the answer.
 func (e *Engine) Explain(f Flow) Walk {

@@ -36,6 +36,9 @@ func RefOf(np *networkingv1.NetworkPolicy) Ref {
 // policy as a whole is then not to be had.
 func FromNetworkPolicy(np *networkingv1.NetworkPolicy) ([]Rule, []Note, error) {
 	c := converter{namespace: np.Namespace}
+	if np.Namespace == "" {
+		c.bad("metadata.namespace", "empty") // or it would select in all of them
+	}
 	subject := c.pods("spec.podSelector", nil, &np.Spec.PodSelector)
 	ingress, egress := c.directions(&np.Spec)
 	var rules []Rule

@@ -46,7 +46,10 @@ func (g *registry) name(p Provenance) RuleID {
 	if len(p.Origins) > maxOrigins && !p.Default {
 		p.Origins = p.Origins[:maxOrigins:maxOrigins]
 	}
-	content := fmt.Sprintf("%d %d %t %q", p.Verdict, p.Direction, p.Default, p.Origins)
+	content := fmt.Sprintf("%d %d %t", p.Verdict, p.Direction, p.Default)
+	for _, o := range p.Origins {
+		content += fmt.Sprintf(" %q %q %q %q", o.Kind, o.Namespace, o.Name, o.Path)
+	}
 	g.tick++
 	if id, ok := g.ids[content]; ok {
 		g.byID[id].used = g.tick

@@ -129,6 +129,13 @@ type Origin struct {
 	Path string
 }
 
+func (o Origin) String() string {
+	if o.Path == "" {
+		return o.Ref.String()
+	}
+	return o.Ref.String() + " " + o.Path
+}
+
 // Provenance is what a RuleID stands for. A rule that several policies state alike has several origins.
 type Provenance struct {
 	Verdict   Verdict
