@@ -166,16 +166,6 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct pkt *p,
 	struct conn *c;
 	int r;
 
-	/* A pointer settles with its connection: for TCP when the pod speaks again (nat_refresh). */
-	if (!p->error && p->t.proto == IPPROTO_TCP) {
-		pointer->flags |= CONN_ANSWERED;
-	} else if (!p->error && !(pointer->flags & CONN_SETTLED)) {
-		pointer = conn_settle(&p->key, pointer, 0);
-		if (!pointer)
-			return DROP_CONNTRACK_FULL;
-	}
-	if (!p->error)
-		pointer->seen = p->now;
 	p->xlate_addr = pointer->addr;
 	p->xlate_port = pointer->port;
 	p->event_flags |= EVENT_TRANSLATED;
@@ -198,11 +188,27 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct pkt *p,
 		return DROP_STALE;
 	t.zone = local->flags & ENDPOINT_HOST ? ZONE_HOST : ZONE_DEFAULT;
 	c = flow_find(p, &t, local->id, local->id);
-	if (!c)
+	if (!c) {
+		/* The pointer is in a table for both, and the connection in the one of before: see to_host. */
+		bpf_tail_call(skb, &hooks, SLOT_BEFORE);
 		return DROP_STALE;
+	}
+	/* A pointer settles with its connection: for TCP when the pod speaks again (nat_refresh). */
 	if (p->error) {
 		p->reply = !p->reply;
 		p->related = true;
+	} else if (p->t.proto == IPPROTO_TCP) {
+		pointer->flags |= CONN_ANSWERED;
+		pointer->seen = p->now;
+	} else {
+		if (!(pointer->flags & CONN_SETTLED)) {
+			flow_name(&p->key, &p->t);
+			pointer = conn_settle(&p->key, pointer, 0);
+			if (!pointer)
+				return DROP_CONNTRACK_FULL;
+			flow_name(&p->key, &t);
+		}
+		pointer->seen = p->now;
 	}
 	p->src_identity = IDENTITY_WORLD;
 	p->dst_identity = local->identity;

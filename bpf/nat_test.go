@@ -415,16 +415,27 @@ func TestAnswerToAConnectionOfTheTableBefore(t *testing.T) {
 		alone()
 		slot := uint32(bpf.MapsHookSLOT_BEFORE)
 		after.put(bpf.MapsMapHooks, slot, uint32(before.progs["from_netdev"].Programs["from_netdev"].FD()))
-		frame := answer(sent).frame()
-		opts := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+512), Context: &context{Ifindex: loopback}}
-		ret, err := after.progs["from_netdev"].Programs["from_netdev"].Run(opts) // counted in the other world
-		if err != nil {
-			t.Fatal(err)
-		}
 		want := answer(in).with(func(p *packet) { p.smac, p.dmac, p.ttl = hostMAC, podMAC, 49 })
-		if ret != redirect || !bytes.Equal(opts.DataOut, want.frame()) {
-			t.Errorf("got %d, % x\nwant % x", ret, opts.DataOut, want.frame())
+		answered := func() {
+			frame := answer(sent).frame()
+			opts := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+512), Context: &context{Ifindex: loopback}}
+			ret, err := after.progs["from_netdev"].Programs["from_netdev"].Run(opts) // counted in the other world
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ret != redirect || !bytes.Equal(opts.DataOut, want.frame()) {
+				t.Errorf("got %d, % x\nwant % x", ret, opts.DataOut, want.frame())
+			}
 		}
+		answered()
+		// The pointers of unanswered connections are in a table that both have.
+		for k, c := range before.conns(before.inner[0]) {
+			if err := after.inner[0].Put(k, c); err != nil {
+				t.Fatal(err)
+			}
+		}
+		answered()
+		after.reset()
 		if err := after.maps.Maps[bpf.MapsMapHooks].Delete(slot); err != nil {
 			t.Error(err)
 		}

@@ -234,7 +234,14 @@ func readMetrics(m *ebpf.Map, t *maptable.Table) error {
 		if sum.Packets == 0 || !ok {
 			continue
 		}
-		t.Rows = append(t.Rows, []any{hook.String(), reason.String(), reason.Dropped(), sum.Packets, sum.Bytes, reason.Text()})
+		switch bpf.MetricSlot(reason) { // what the programs count besides packets
+		case bpf.MapsMetricSlotMETRIC_EVENTS_LIMITED:
+			t.Rows = append(t.Rows, []any{hook.String(), "EVENTS_LIMITED", false, sum.Packets, sum.Bytes, "drops that were counted and not told, for their reason had many"})
+		case bpf.MapsMetricSlotMETRIC_EVENTS_LOST:
+			t.Rows = append(t.Rows, []any{hook.String(), "EVENTS_LOST", false, sum.Packets, sum.Bytes, "events that the agent was too slow to take"})
+		default:
+			t.Rows = append(t.Rows, []any{hook.String(), reason.String(), reason.Dropped(), sum.Packets, sum.Bytes, reason.Text()})
+		}
 	}
 	return nil
 }
