@@ -234,7 +234,7 @@ func readMetrics(m *ebpf.Map, t *maptable.Table) error {
 		if sum.Packets == 0 || !ok {
 			continue
 		}
-		switch bpf.MetricSlot(reason) { // what the programs count besides packets
+		switch bpf.MapsMetricSlot(reason) { // what the programs count besides packets
 		case bpf.MapsMetricSlotMETRIC_EVENTS_LIMITED:
 			t.Rows = append(t.Rows, []any{hook.String(), "EVENTS_LIMITED", false, sum.Packets, sum.Bytes, "drops that were counted and not told, for their reason had many"})
 		case bpf.MapsMetricSlotMETRIC_EVENTS_LOST:
