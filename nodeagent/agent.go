@@ -193,12 +193,12 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 		return nil, fmt.Errorf("manager: %w", err)
 	}
 	a.writer = NewWriter(a.manager.GetClient())
-	a.others = &reach.Prober{Targets: a.otherNodes, Port: o.NodeHealthPort, Observe: a.metrics.observeProbe}
 	a.ids = NewIdentities(a.manager.GetCache(), a.manager.GetAPIReader(), a.writer, func() { a.ringEndpoints() })
 	a.policies = NewPolicies(a.manager.GetCache(), a.manager.GetAPIReader(), a.set,
 		policyMemory{stateDir: o.StateDir, bootID: bootID}, a.ringPolicies, o.Log.WithName("policy"))
 	a.metrics = newMetrics(a.observe, a.policies.InForce)
 	a.policies.took = a.metrics.policyApply.Observe
+	a.others = &reach.Prober{Targets: a.otherNodes, Port: o.NodeHealthPort, Observe: a.metrics.observeProbe}
 	a.pods = &Pods{
 		cache: a.manager.GetCache(), live: a.manager.GetAPIReader(), identities: a.ids, endpoints: a.set,
 		filter: identity.DefaultFilter(), wake: a.identityBell, memory: podMemory{stateDir: o.StateDir, bootID: bootID},
