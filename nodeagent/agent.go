@@ -89,11 +89,13 @@ type Agent struct {
 	pods      *Pods
 	ids       *Identities
 	policies  *Policies
+	drops     *recentDrops
 	metrics   *metrics
 	others    *reach.Prober
 
 	endpointsChanged []bell
 	policiesChanged  []bell
+	dropsSeen        bell
 	networkBell      bell
 	identityBell     bell
 	// policyNews rings when something else is in force than before.
@@ -196,6 +198,8 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 	a.ids = NewIdentities(a.manager.GetCache(), a.manager.GetAPIReader(), a.writer, func() { a.ringEndpoints() })
 	a.policies = NewPolicies(a.manager.GetCache(), a.manager.GetAPIReader(), a.set,
 		policyMemory{stateDir: o.StateDir, bootID: bootID}, a.ringPolicies, o.Log.WithName("policy"))
+	a.drops = newRecentDrops(a.policies.Rule, a.ringDrops)
+	a.policies.dismissed = a.drops.forget
 	a.metrics = newMetrics(a.observe, a.policies.InForce)
 	a.policies.took = a.metrics.policyApply.Observe
 	a.others = &reach.Prober{Targets: a.otherNodes, Port: o.NodeHealthPort, Observe: a.metrics.observeProbe}
@@ -423,6 +427,7 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 	podsBell, slicesBell, shownBell := newBell(), newBell(), newBell()
 	a.mu.Lock()
 	a.endpointsChanged, a.policiesChanged = []bell{a.policies.wake, podsBell, slicesBell, shownBell}, []bell{shownBell, a.policyNews}
+	a.dropsSeen = shownBell
 	a.mu.Unlock()
 	setup := []struct {
 		name  string
@@ -443,7 +448,7 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 			node: a.Node, cache: reader, writer: a.writer, endpoints: a.set, written: map[string][]v1alpha1.SliceEndpoint{},
 		}},
 		{"ciliumendpoints", time.Second, []client.Object{&corev1.Pod{}, &v1alpha1.CiliumEndpoint{}}, shownBell, &CiliumEndpoints{
-			node: a.Node, cache: reader, writer: a.writer, endpoints: a.set, policy: a.policies.Shown,
+			node: a.Node, cache: reader, writer: a.writer, endpoints: a.set, policy: a.policies.Shown, drops: a.drops,
 		}},
 	}
 	for _, s := range setup {
@@ -553,6 +558,16 @@ func (a *Agent) ringPolicies() {
 	}
 }
 
+// ringDrops has endpoints look whether there is something to show.
+func (a *Agent) ringDrops() {
+	a.mu.Lock()
+	b := a.dropsSeen
+	a.mu.Unlock()
+	if b != nil {
+		b.ring()
+	}
+}
+
 // notReady says what is missing for the readiness probe.
 func (a *Agent) notReady() error {
 	a.mu.Lock()
@@ -582,7 +597,7 @@ func (a *Agent) observe() observed {
 	if network != nil {
 		o.network = network.InForce()
 	}
-	o.policies = a.policies.Progress()
+	o.policies, o.policyErr = a.policies.Progress(), a.policies.InForce().err
 	if o.datapath != nil {
 		o.health = o.datapath.Health()
 	}

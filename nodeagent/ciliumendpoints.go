@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
@@ -29,6 +30,7 @@ type CiliumEndpoints struct {
 	endpoints func() *endpoint.Set
 	// policy says what is in force for an endpoint.
 	policy func(*endpoint.Endpoint) (v1alpha1.EndpointPolicy, metav1.Condition)
+	drops  *recentDrops
 }
 
 // Reconcile writes what differs. It waits for nobody: these objects come last in the node's budget.
@@ -38,47 +40,57 @@ func (c *CiliumEndpoints) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.R
 		return ctrl.Result{}, nil
 	}
 	var errs []error
+	var again ctrl.Result
 	for _, e := range set.List() {
 		if e, ok := set.Get(e.Attachment); ok { // writing takes time: it may have changed or gone
-			errs = append(errs, c.write(ctx, e))
+			later, err := c.write(ctx, e)
+			errs = append(errs, err)
+			if later > 0 && (again.RequeueAfter == 0 || later < again.RequeueAfter) {
+				again.RequeueAfter = later
+			}
 		}
 	}
-	return ctrl.Result{}, errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return ctrl.Result{}, err
+	}
+	return again, nil
 }
 
-func (c *CiliumEndpoints) write(ctx context.Context, e *endpoint.Endpoint) error {
+// write returns when there is more to write, if there is.
+func (c *CiliumEndpoints) write(ctx context.Context, e *endpoint.Endpoint) (later time.Duration, err error) {
 	key := types.NamespacedName{Namespace: e.Pod.Namespace, Name: e.Pod.Name}
 	var pod corev1.Pod
 	if err := c.cache.Get(ctx, key, &pod); err != nil || !isPod(&pod, e.Pod.UID) {
-		return client.IgnoreNotFound(err) // its event comes
+		return 0, client.IgnoreNotFound(err) // its event comes
 	}
 	var has v1alpha1.CiliumEndpoint
-	err := c.cache.Get(ctx, key, &has)
+	err = c.cache.Get(ctx, key, &has)
 	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("endpoint %s: %w", key, err)
+		return 0, fmt.Errorf("endpoint %s: %w", key, err)
 	}
 	if err != nil || !ownedBy(&has, &pod) {
 		err := c.writer.Apply(ctx, Background, c.object(&pod))
 		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-			return nil // it goes with its namespace
+			return 0, nil // it goes with its namespace
 		}
 		if err != nil {
-			return fmt.Errorf("write endpoint %s: %w", key, err)
+			return 0, fmt.Errorf("write endpoint %s: %w", key, err)
 		}
 	}
 	want := c.object(&pod)
 	want.Status = c.status(e, &pod, has.Status.Conditions)
+	want.Status.RecentDrops, later = c.drops.show(e.ID, has.Status.RecentDrops, time.Now())
 	if same := want.Status.DeepCopy(); same != nil {
 		// How many entries a table has changes with every pod that a policy speaks of: that alone is not worth a write.
 		same.Policy.Ingress.Entries, same.Policy.Egress.Entries = has.Status.Policy.Ingress.Entries, has.Status.Policy.Egress.Entries
 		if apiequality.Semantic.DeepEqual(*same, has.Status) {
-			return nil
+			return later, nil
 		}
 	}
 	if err := c.writer.ApplyStatus(ctx, Background, want); client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("write status of endpoint %s: %w", key, err)
+		return 0, fmt.Errorf("write status of endpoint %s: %w", key, err)
 	}
-	return nil
+	return later, nil
 }
 
 func (c *CiliumEndpoints) object(pod *corev1.Pod) *v1alpha1.CiliumEndpoint {

@@ -89,6 +89,8 @@ type Policies struct {
 	networks    networkPolicies
 	// changed is called, without locks held, after something else is in force than before.
 	changed func()
+	// dismissed is told of every endpoint that is gone.
+	dismissed func(uint16)
 	// took is told how long each success took, in seconds.
 	took func(float64)
 	// wake makes Reconcile run; dirty makes what is in force be written down.
@@ -118,7 +120,7 @@ type Policies struct {
 // NewPolicies reads the cache, and asks live where the cache may be behind. The datapath is set later, once.
 func NewPolicies(cache, live client.Reader, endpoints func() *endpoint.Set, memory policyMemory, changed func(), log logr.Logger) *Policies {
 	return &Policies{
-		cache: cache, live: live, endpoints: endpoints, engine: policy.NewEngine(), memory: memory, changed: changed, took: func(float64) {},
+		cache: cache, live: live, endpoints: endpoints, engine: policy.NewEngine(), memory: memory, changed: changed, took: func(float64) {}, dismissed: func(uint16) {},
 		wake: newBell(), dirty: newBell(), log: log, ready: make(chan struct{}),
 		networks:   networkPolicies{held: map[policy.Ref]*heldPolicy{}, deleted: map[policy.Ref]uint64{}},
 		identities: map[identity.Number]labelled{}, learned: map[identity.Number]learned{}, wiring: map[uint16]*endpoint.Endpoint{},
@@ -461,6 +463,7 @@ func (p *Policies) Dismiss(e *endpoint.Endpoint) error {
 	p.applying.Lock()
 	defer p.applying.Unlock()
 	delete(p.wiring, e.ID)
+	p.dismissed(e.ID)
 	return p.datapath.DropPodPolicy(e.ID)
 }
 

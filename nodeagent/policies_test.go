@@ -471,7 +471,7 @@ func TestTableThatDoesNotFit(t *testing.T) {
 		!strings.Contains(progress.Exceptions[1].Message, "pod a/web-1 goes on with the policy that it had") {
 		t.Errorf("%+v", progress)
 	}
-	if c := policyCondition(progress); c.Status != metav1.ConditionFalse || c.Reason != reasonTableFull {
+	if c := policyCondition(progress, nil); c.Status != metav1.ConditionFalse || c.Reason != reasonTableFull {
 		t.Errorf("report: %+v", c)
 	}
 	shown, c := p.Shown(e)

@@ -56,6 +56,8 @@ type observed struct {
 	others      []reach.Result
 	othersKnown bool
 	policies    v1alpha1.PolicyProgress
+	// policyErr is why nothing at all could be brought up to date.
+	policyErr error
 }
 
 // standing is what the cache holds of this node's own objects.
@@ -316,14 +318,18 @@ func makeConditions(o observed) []metav1.Condition {
 			break
 		}
 	}
-	return []metav1.Condition{ready, kernel, path, conf, othersCondition(o), policyCondition(o.policies)}
+	return []metav1.Condition{ready, kernel, path, conf, othersCondition(o), policyCondition(o.policies, o.policyErr)}
 }
 
 // policyCondition says whether every policy is in force as it stands. A node where one is not goes on: what is in force
 // instead is no wider.
-func policyCondition(p v1alpha1.PolicyProgress) metav1.Condition {
+func policyCondition(p v1alpha1.PolicyProgress, err error) metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.ConditionPolicyEnforced, Status: metav1.ConditionTrue, Reason: "InForce", Message: "every policy is in force"}
 	switch {
+	case errors.Is(err, datapath.ErrPolicyFull):
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonTableFull, "what was in force before goes on: "+oneLine(err)
+	case err != nil:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonWrite, "what was in force before goes on: "+oneLine(err)
 	case p.InForce == "":
 		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "Starting", "the policies are being read"
 	case len(p.Exceptions) == 1:
