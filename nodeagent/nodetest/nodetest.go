@@ -204,6 +204,20 @@ func (p *Pod) Remove() {
 	_ = os.Remove(p.Path)
 }
 
+// Inside calls f inside the pod's network namespace: sockets that it makes stay there.
+func (p *Pod) Inside(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Setns(int(p.File.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
 // Run runs a program inside the pod and returns what it printed.
 func (p *Pod) Run(name string, args ...string) (string, error) {
 	cmd := exec.Command("nsenter", append([]string{"--net=" + p.Path, name}, args...)...)

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodetest_test
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"reflect"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
+	"github.com/kube-cilium/kube-cilium/nodeagent/nodetest"
+)
+
+const udpPort = 8080
+
+// sink counts the datagrams that arrive in a pod, by their first four bytes.
+type sink struct {
+	mu  sync.Mutex
+	got map[uint32]int
+}
+
+// listen makes a pod take datagrams.
+func listen(t *testing.T, p *nodetest.Pod) *sink {
+	t.Helper()
+	s := &sink{got: map[uint32]int{}}
+	var conn *net.UDPConn
+	nodetest.Must(t, p.Inside(func() (err error) {
+		conn, err = net.ListenUDP("udp", &net.UDPAddr{Port: udpPort})
+		return err
+	}))
+	t.Cleanup(func() { _ = conn.Close() })
+	go func() {
+		buf := make([]byte, 64)
+		for {
+			n, err := conn.Read(buf)
+			if err != nil {
+				return
+			}
+			if n >= 4 {
+				s.mu.Lock()
+				s.got[binary.BigEndian.Uint32(buf)]++
+				s.mu.Unlock()
+			}
+		}
+	}()
+	return s
+}
+
+func (s *sink) count(stream uint32) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.got[stream]
+}
+
+// stream sends one datagram a millisecond from a pod, to each address, until stop; it returns how many left for each.
+func stream(p *nodetest.Pod, number uint32, to ...netip.Addr) (stop func() (sent int)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan int, 1)
+	go func() {
+		sent := 0
+		_ = p.Inside(func() error {
+			data := binary.BigEndian.AppendUint32(nil, number)
+			conns := make([]net.Conn, len(to))
+			for ctx.Err() == nil {
+				for i, a := range to {
+					if conns[i] == nil { // no route before the interface is up
+						conns[i], _ = net.Dial("udp", netip.AddrPortFrom(a, udpPort).String())
+					}
+					if conns[i] == nil {
+						continue
+					}
+					if _, err := conns[i].Write(data); err == nil {
+						sent++
+					}
+				}
+				time.Sleep(time.Millisecond)
+			}
+			for _, c := range conns {
+				if c != nil {
+					_ = c.Close()
+				}
+			}
+			return nil
+		})
+		done <- sent
+	}()
+	return func() int { cancel(); return <-done }
+}
+
+// TestPolicies goes through the life of policies on one node: none, closed, open for some, a new pod under a default
+// deny, an agent that is restarted. NCC-E003660-XE9: nobody could tell whether a policy is enforced; here nothing is
+// asked of a policy before the node reports it in force, and everything from then on.
+func TestPolicies(t *testing.T) {
+	w := newWorld(t)
+	w.create(&v1alpha1.CiliumNode{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}, Spec: v1alpha1.CiliumNodeSpec{PodCIDRs: []string{"10.7.0.0/24", "fd00:7::/64"}}})
+	w.start()
+	w.eventually("ready", 20*time.Second, func() error { return w.probe("readyz") })
+	spaces := map[string]*nodetest.Pod{}
+	number := uint32(0)
+	start := func(name, app string) *corev1.Pod {
+		t.Helper()
+		p := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{"app": app}},
+			Spec: corev1.PodSpec{NodeName: "node-1", Containers: []corev1.Container{{Name: "c", Image: "i", Ports: []corev1.ContainerPort{
+				{Name: "web", ContainerPort: udpPort, Protocol: corev1.ProtocolUDP},
+			}}}},
+		}
+		w.create(p)
+		spaces[name] = w.node.NewPod(name)
+		return p
+	}
+	add := func(p *corev1.Pod) *endpoint.Endpoint {
+		t.Helper()
+		nodetest.Must(t, w.cni("ADD", p.Name, string(p.UID), spaces[p.Name]))
+		e, err := w.record(p.Name)
+		nodetest.Must(t, err)
+		return e
+	}
+	server := add(start("server", "server"))
+	clientPod := start("client", "client")
+	add(clientPod)
+	into := listen(t, spaces["server"])
+	addresses := server.Addresses()
+	// passes tells how many of a second's worth of datagrams arrive, of either family.
+	passes := func(from string) (sent, got int) {
+		number++
+		stop := stream(spaces[from], number, addresses...)
+		time.Sleep(200 * time.Millisecond)
+		sent = stop()
+		time.Sleep(20 * time.Millisecond)
+		return sent, into.count(number)
+	}
+	inForce := func(version string) {
+		t.Helper()
+		want, err := strconv.ParseUint(version, 10, 64)
+		nodetest.Must(t, err)
+		w.eventually("the policy is in force", 10*time.Second, func() error {
+			var r v1alpha1.CiliumNodeReport
+			if err := w.client.Get(t.Context(), client.ObjectKey{Name: "node-1"}, &r); err != nil {
+				return err
+			}
+			if len(r.Status.Policies) != 1 || len(r.Status.Policies[0].Exceptions) > 0 {
+				return fmt.Errorf("%+v", r.Status.Policies)
+			}
+			if got, err := strconv.ParseUint(r.Status.Policies[0].InForce, 10, 64); err != nil || got < want {
+				return fmt.Errorf("%s, want %d", r.Status.Policies[0].InForce, want)
+			}
+			return nil
+		})
+	}
+	expect := func(what, from string, allowed bool) {
+		t.Helper()
+		sent, got := passes(from)
+		if sent < 20 || allowed && got != sent || !allowed && got != 0 {
+			t.Errorf("%s: %d of %d arrive, allowed: %t", what, got, sent, allowed)
+		}
+	}
+	expect("without a policy", "client", true)
+
+	np := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "server"},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "server"}},
+			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
+		},
+	}
+	set := func(what string, rules ...networkingv1.NetworkPolicyIngressRule) {
+		t.Helper()
+		np.Spec.Ingress = rules
+		var err error
+		if np.ResourceVersion == "" {
+			err = w.client.Create(t.Context(), np)
+		} else {
+			err = w.client.Update(t.Context(), np)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		inForce(np.ResourceVersion)
+	}
+	udp, named := corev1.ProtocolUDP, intstr.FromString("web")
+	from := func(peers ...networkingv1.NetworkPolicyPeer) networkingv1.NetworkPolicyIngressRule {
+		return networkingv1.NetworkPolicyIngressRule{From: peers}
+	}
+	byLabel := networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "client"}}}
+	byNamespace := networkingv1.NetworkPolicyPeer{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"kubernetes.io/metadata.name": "default"}}}
+	set("closed")
+	expect("closed", "client", false)
+	set("by label", from(byLabel))
+	expect("by label", "client", true)
+	set("by namespace", from(byNamespace))
+	expect("by namespace", "client", true)
+	e, err := w.record("client")
+	nodetest.Must(t, err)
+	block := func(a netip.Addr) networkingv1.NetworkPolicyPeer {
+		return networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: netip.PrefixFrom(a, a.BitLen()).String()}}
+	}
+	set("by address", from(block(e.IPv4), block(e.IPv6)))
+	expect("by address", "client", true)
+	set("all but the address", from(
+		networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: "10.0.0.0/8", Except: []string{e.IPv4.String() + "/32"}}},
+		networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: "fd00::/8", Except: []string{e.IPv6.String() + "/128"}}},
+	))
+	expect("all but the address", "client", false)
+	rule := from(byLabel)
+	rule.Ports = []networkingv1.NetworkPolicyPort{{Protocol: &udp, Port: &named}}
+	set("by label and the name of a port", rule)
+	expect("by label and the name of a port", "client", true)
+
+	// The client becomes somebody else.
+	clientPod.Labels["app"] = "stranger"
+	nodetest.Must(t, w.client.Update(t.Context(), clientPod))
+	w.eventually("a client that is somebody else", 5*time.Second, func() error {
+		if sent, got := passes("client"); got != 0 {
+			return fmt.Errorf("%d of %d arrive", got, sent)
+		}
+		return nil
+	})
+	clientPod.Labels["app"] = "client"
+	nodetest.Must(t, w.client.Update(t.Context(), clientPod))
+	w.eventually("a client that is itself again", 5*time.Second, func() error {
+		if sent, got := passes("client"); got != sent {
+			return fmt.Errorf("%d of %d arrive", got, sent)
+		}
+		return nil
+	})
+
+	// A policy, and at once a pod under it that sends from the first instant on.
+	nodetest.Must(t, w.client.Delete(t.Context(), np))
+	quiet := start("quiet", "quiet")
+	stopQuiet := stream(spaces["quiet"], 1000, addresses...)
+	w.create(&networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "quiet"},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "quiet"}},
+			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress},
+		},
+	})
+	add(quiet)
+	time.Sleep(300 * time.Millisecond)
+
+	// cilium #47880 and CVE-2023-27595: an agent that starts again lets nothing through, loses nothing, and takes its
+	// pods for who they were.
+	stopClient := stream(spaces["client"], 2000, addresses...)
+	before, err := w.record("quiet")
+	nodetest.Must(t, err)
+	for range 2 {
+		w.stop()
+		w.start()
+		w.eventually("ready again", 20*time.Second, func() error { return w.probe("readyz") })
+	}
+	time.Sleep(500 * time.Millisecond)
+	after, err := w.record("quiet")
+	nodetest.Must(t, err)
+	if !reflect.DeepEqual(before.Who(), after.Who()) {
+		t.Errorf("the pod was\n%+v, and is\n%+v", before.Who(), after.Who())
+	}
+	if sent := stopClient(); true {
+		time.Sleep(20 * time.Millisecond)
+		if got := into.count(2000); got != sent {
+			t.Errorf("over two starts of the agent %d of %d arrive", got, sent)
+		}
+	}
+	sent := stopQuiet()
+	if got := into.count(1000); got != 0 || sent < 100 {
+		t.Errorf("%d of %d datagrams arrive from a pod that a policy silences from its first instant", got, sent)
+	}
+	var shown v1alpha1.CiliumEndpoint
+	w.eventually("people see what is in force", 30*time.Second, func() error {
+		if err := w.client.Get(t.Context(), client.ObjectKeyFromObject(quiet), &shown); err != nil {
+			return err
+		}
+		if p := shown.Status.Policy; !p.Egress.Enforced || p.Ingress.Enforced || !reflect.DeepEqual(p.Egress.Policies, []string{"NetworkPolicy default/quiet"}) {
+			return fmt.Errorf("%+v", p)
+		}
+		return nil
+	})
+}
