@@ -73,7 +73,9 @@ type Options struct {
 	HealthAddress, MetricsAddress string
 	// NodeHealthPort is where other nodes ask this node's addresses, on all nodes the same; 0: nobody is asked.
 	NodeHealthPort uint16
-	Log            logr.Logger
+	// Flows get every event of this node; nil: nobody does.
+	Flows FlowServer
+	Log   logr.Logger
 }
 
 // Agent is the agent of one node.
@@ -92,6 +94,7 @@ type Agent struct {
 	drops     *recentDrops
 	metrics   *metrics
 	others    *reach.Prober
+	names     *FlowNames
 
 	endpointsChanged []bell
 	policiesChanged  []bell
@@ -112,6 +115,7 @@ type Agent struct {
 	datapathErr error
 	endpoints   *endpoint.Set
 	serving     bool
+	flowsErr    error
 	// nodeCache and reportCache hold CiliumNodes and this node's report; nil before there is a datapath.
 	nodeCache, reportCache cache.Informer
 }
@@ -171,6 +175,7 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 			Log: o.Log.WithName("install"),
 		},
 	}
+	a.names = newFlowNames(a.set)
 	a.manager, err = ctrl.NewManager(config, ctrl.Options{
 		Scheme: s, Logger: o.Log.V(1), // what starts when is for debugging; errors are logged all the same
 		MapperProvider: func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mapper(), nil },
@@ -200,6 +205,7 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 		policyMemory{stateDir: o.StateDir, bootID: bootID}, a.ringPolicies, o.Log.WithName("policy"))
 	a.drops = newRecentDrops(a.policies.Rule, a.ringDrops)
 	a.policies.dismissed = a.drops.forget
+	a.names.Rules(a.policies.Rule)
 	a.metrics = newMetrics(a.observe, a.policies.InForce)
 	a.policies.took = a.metrics.policyApply.Observe
 	a.others = &reach.Prober{Targets: a.otherNodes, Port: o.NodeHealthPort, Observe: a.metrics.observeProbe}
@@ -405,6 +411,9 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 	if err != nil {
 		return fmt.Errorf("watch CiliumNodes: %w", err)
 	}
+	if err := a.names.watch(ctx, reader); err != nil {
+		return err
+	}
 	reports, err := reader.GetInformer(ctx, &v1alpha1.CiliumNodeReport{}, cache.BlockUntilSynced(false))
 	if err != nil {
 		return fmt.Errorf("watch CiliumNodeReports: %w", err)
@@ -528,6 +537,10 @@ func (a *Agent) events(d *datapath.Datapath, run func(string, func(context.Conte
 		return
 	}
 	server := &events.Server{Reader: reader, Path: filepath.Join(a.SocketDir, "inspect", "events.sock"), Log: a.Log.WithName("events")}
+	if a.Flows != nil {
+		reader.Attach(a.names, a.Flows)
+		run("flows", func(ctx context.Context) error { return a.serveFlows(ctx, d) })
+	}
 	run("events", reader.Run)
 	run("events socket", server.Run)
 }
@@ -545,6 +558,9 @@ func (a *Agent) ringEndpoints() {
 	a.mu.Unlock()
 	for _, b := range bells {
 		b.ring()
+	}
+	if set := a.set(); set != nil {
+		a.names.forgetOwn(set.List())
 	}
 }
 
@@ -588,7 +604,7 @@ func (a *Agent) notReady() error {
 // observe gathers what reports and metrics are made of.
 func (a *Agent) observe() observed {
 	a.mu.Lock()
-	o := observed{bootID: a.bootID, datapath: a.datapath, datapathErr: a.datapathErr, adopted: a.adopted, serving: a.serving}
+	o := observed{bootID: a.bootID, datapath: a.datapath, datapathErr: a.datapathErr, adopted: a.adopted, serving: a.serving, flows: a.Flows != nil, flowsErr: a.flowsErr}
 	set, network := a.endpoints, a.network
 	a.mu.Unlock()
 	if set != nil {
@@ -682,6 +698,9 @@ func stripPod(o any) (any, error) {
 	out := &corev1.Pod{}
 	out.Name, out.Namespace, out.UID, out.ResourceVersion = p.Name, p.Namespace, p.UID, p.ResourceVersion
 	out.Labels, out.Annotations, out.DeletionTimestamp = p.Labels, notes, p.DeletionTimestamp
+	if owner := metav1.GetControllerOf(p); owner != nil { // the workload, in flows
+		out.OwnerReferences = []metav1.OwnerReference{{Kind: owner.Kind, Name: owner.Name, Controller: owner.Controller}}
+	}
 	out.Spec.NodeName, out.Spec.ServiceAccountName, out.Spec.HostNetwork = p.Spec.NodeName, p.Spec.ServiceAccountName, p.Spec.HostNetwork
 	out.Spec.Containers, out.Spec.InitContainers = onlyPorts(p.Spec.Containers), onlyPorts(p.Spec.InitContainers)
 	out.Status.Phase, out.Status.PodIPs = p.Status.Phase, p.Status.PodIPs

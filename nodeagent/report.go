@@ -58,6 +58,9 @@ type observed struct {
 	policies    v1alpha1.PolicyProgress
 	// policyErr is why nothing at all could be brought up to date.
 	policyErr error
+	// flows tells that flows are to be served; flowsErr why they are not.
+	flows    bool
+	flowsErr error
 }
 
 // standing is what the cache holds of this node's own objects.
@@ -318,7 +321,18 @@ func makeConditions(o observed) []metav1.Condition {
 			break
 		}
 	}
-	return []metav1.Condition{ready, kernel, path, conf, othersCondition(o), policyCondition(o.policies, o.policyErr)}
+	all := []metav1.Condition{ready, kernel, path, conf, othersCondition(o), policyCondition(o.policies, o.policyErr)}
+	if o.flows {
+		served := metav1.Condition{Type: v1alpha1.ConditionFlowsServed, Status: metav1.ConditionTrue, Reason: "Serving", Message: "kubectl hubble can read this node's flows"}
+		switch {
+		case o.flowsErr != nil:
+			fail(&served, metav1.ConditionFalse, "ServeFailed", oneLine(o.flowsErr))
+		case o.datapath == nil:
+			fail(&served, metav1.ConditionFalse, "Starting", "there is no datapath yet")
+		}
+		all = append(all, served)
+	}
+	return all
 }
 
 // policyCondition says whether every policy is in force as it stands. A node where one is not goes on: what is in force

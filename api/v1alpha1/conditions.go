@@ -23,6 +23,8 @@ const (
 	ConditionPolicyEnforced = "PolicyEnforced"
 	// ConditionNodesReachable is False on a CiliumNodeReport while most other nodes answer none of the node's probes.
 	ConditionNodesReachable = "NodesReachable"
+	// ConditionFlowsServed is False on a CiliumNodeReport whose agent cannot serve flows; the network does not depend on it.
+	ConditionFlowsServed = "FlowsServed"
 	// ConditionConnectedToAPI is False on a CiliumNodeReport that an agent last wrote before losing the API server.
 	ConditionConnectedToAPI = "ConnectedToAPI"
 )
@@ -57,6 +59,16 @@ const (
 	AgentLeasePrefix = "cilium-agent-"
 	// LabelNode names the node on objects that an agent writes for it.
 	LabelNode = "kube-cilium.io/node"
+)
+
+// Who may read flows from an agent: bearers of a token for the ServiceAccount HubbleServiceAccount of the agent's
+// namespace, made for HubbleAudience.
+const (
+	HubbleServiceAccount = "hubble-flows"
+	HubbleAudience       = "kube-cilium-hubble"
+	HubbleUser           = "system:serviceaccount:" + AgentLeaseNamespace + ":" + HubbleServiceAccount
+	// HubblePort of an agent, on its node's loopback address.
+	HubblePort = 4244
 )
 
 // Field managers of server-side apply, one per writer.

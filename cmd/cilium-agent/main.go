@@ -20,6 +20,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/kube-cilium/kube-cilium/cni"
+	"github.com/kube-cilium/kube-cilium/hubble/observer"
 	"github.com/kube-cilium/kube-cilium/internal/apiserver"
 	"github.com/kube-cilium/kube-cilium/internal/version"
 	"github.com/kube-cilium/kube-cilium/nodeagent"
@@ -49,6 +50,7 @@ func command() *cobra.Command {
 
 func run() *cobra.Command {
 	var o nodeagent.Options
+	var flows flowOptions
 	var verbosity int
 	cmd := &cobra.Command{
 		Use: "run", Short: "Run the agent (the default)", Args: cobra.NoArgs,
@@ -56,7 +58,7 @@ func run() *cobra.Command {
 			log := textlogger.NewLogger(textlogger.NewConfig(textlogger.Verbosity(verbosity)))
 			ctrl.SetLogger(log)
 			klog.SetLogger(log)
-			return start(cmd.Context(), o, log)
+			return start(cmd.Context(), o, flows, log)
 		},
 	}
 	f := cmd.Flags()
@@ -72,11 +74,13 @@ func run() *cobra.Command {
 	f.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:9879", "where kubelet's probes are answered; 0 for none")
 	f.StringVar(&o.MetricsAddress, "metrics-address", ":9962", "where Prometheus reads; 0 for none")
 	f.Uint16Var(&o.NodeHealthPort, "node-health-port", 4240, "where other nodes ask whether this node's addresses are reached, on all nodes the same; 0: nobody is asked")
+	f.StringVar(&flows.address, "hubble-address", cmp.Or(os.Getenv("HUBBLE_ADDRESS"), "127.0.0.1:4244"), "where flows are served over gRPC (HUBBLE_ADDRESS); 0 for nowhere")
+	f.IntVar(&flows.capacity, "hubble-capacity", observer.DefaultCapacity, "how many flows are kept, a power of two less one")
 	f.IntVarP(&verbosity, "verbosity", "v", 0, "1 for debugging")
 	return cmd
 }
 
-func start(ctx context.Context, o nodeagent.Options, log logr.Logger) error {
+func start(ctx context.Context, o nodeagent.Options, flows flowOptions, log logr.Logger) error {
 	o.Log, o.Holder = log, cmp.Or(os.Getenv("POD_NAME"), fmt.Sprintf("%s-%d", o.Node, os.Getpid()))
 	if o.Node == "" {
 		return errors.New("no node name (set NODE_NAME)")
@@ -87,6 +91,11 @@ func start(ctx context.Context, o nodeagent.Options, log logr.Logger) error {
 	}
 	config := servers.Config()
 	config.UserAgent = "cilium-agent/" + version.Version
+	if flows.address != "0" {
+		if o.Flows, err = newFlows(o.Node, flows, config); err != nil {
+			return err
+		}
+	}
 	agent, err := nodeagent.New(o, config, servers)
 	if err != nil {
 		return err

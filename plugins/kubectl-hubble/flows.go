@@ -7,28 +7,38 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
+	"time"
 
+	observerpb "github.com/cilium/cilium/api/v1/observer"
 	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
-	corev1 "k8s.io/api/core/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kube-cilium/kube-cilium/internal/flow"
-	"github.com/kube-cilium/kube-cilium/plugins/cluster"
 )
 
 // flowsOptions are the flags of `kubectl hubble flows`.
 type flowsOptions struct {
 	*plugin
+	filters       filterFlags
 	output        string
 	color         string
+	input         string
+	since, until  string
 	allNamespaces bool
 	follow        bool
 	numeric       bool
-	last          int
-	pod           string
-	types         []string
-	nodes         []string
+	all           bool
+	printNode     bool
+	last, first   uint64
+
+	lastGiven, scopeGiven bool
+	now                   time.Time
 }
 
 // defaultLast is how many flows are shown where nothing else is asked for.
@@ -41,66 +51,133 @@ func (p *plugin) flows() *cobra.Command {
 		Aliases: []string{"observe"},
 		Short:   "Show what happened to packets, and what happens",
 		Long: "Show what happened to packets of a namespace, of all nodes, in the order of time. Each agent remembers its last\n" +
-			"few thousand events. A drop says why. Without -f the last ones are shown; with -f those to come as well.",
+			"few thousand flows. A drop says why: the reason, and the policies that refused it. Without -f the last ones are\n" +
+			"shown; with -f those to come.\n\n" +
+			"Values of one filter, separated by commas or given again, are alternatives; different filters must all match.\n" +
+			"A filter without from- or to- is about either side.",
 		Example: `  # The last twenty of the current namespace
   kubectl hubble flows
 
-  # What is dropped in the cluster, as it happens
-  kubectl hubble flows -A -f --type drop
+  # What is dropped in the cluster, as it happens, and by which policy
+  kubectl hubble flows -A -f --verdict dropped
 
-  # What a Deployment's pods do, for a machine
-  kubectl hubble flows -n shop --pod checkout --last 1000 -o json`,
+  # Who could not reach the pods of a Deployment on port 8080 in the last five minutes?
+  kubectl hubble flows -n shop --to-pod checkout --to-port 8080 --type drop --since 5m
+
+  # All but DNS
+  kubectl hubble flows -n shop --not --port 53
+
+  # For a machine; and the same questions to a file
+  kubectl hubble flows -A --last 1000 -o json > flows.json
+  kubectl hubble flows --input-file flows.json --drop-reason-desc POLICY_DENIED`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.lastGiven, o.scopeGiven = cmd.Flags().Changed("last"), cmd.Flags().Changed("namespace")
+			return o.run(cmd.Context())
+		},
 	}
 	f := cmd.Flags()
+	f.SortFlags = false
 	f.BoolVarP(&o.allNamespaces, "all-namespaces", "A", false, "Show those of every namespace, and of hosts.")
 	f.BoolVarP(&o.follow, "follow", "f", false, "Go on with what happens from now on.")
-	f.IntVar(&o.last, "last", defaultLast, "Begin with that many past ones; 0 with -f unless said.")
-	f.StringVarP(&o.output, "output", "o", string(flow.Compact), "Output format. One of: (compact, json).")
+	f.Uint64Var(&o.last, "last", defaultLast, "Begin with that many past ones; none with -f unless said.")
+	f.Uint64Var(&o.first, "first", 0, "The first ones that the nodes remember, instead of the last.")
+	f.BoolVar(&o.all, "all", false, "All that the nodes remember.")
+	f.StringVar(&o.since, "since", "", "Only since then: how long ago, as in 5m, or a time such as 2006-01-02T15:04:05Z.")
+	f.StringVar(&o.until, "until", "", "Only until then, said as for --since.")
+	o.filters.register(f)
+	f.StringVarP(&o.output, "output", "o", string(flow.Compact), "Output format. One of: ("+formatNames()+").")
 	f.StringVar(&o.color, "color", "auto", "Mark drops: auto (for a terminal, unless NO_COLOR is set), always or never.")
-	f.StringVar(&o.pod, "pod", "", "Only where either side is a pod whose name begins so; NAMESPACE/NAME is allowed.")
-	f.StringSliceVarP(&o.types, "type", "t", nil, "Only these: drop, trace, verdict.")
-	f.StringSliceVar(&o.nodes, "node", nil, "Only what these nodes saw.")
-	f.BoolVar(&o.numeric, "numeric", false, "Print addresses and numbers where names are known.")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"compact", "json"}, cobra.ShellCompDirectiveNoFileComp))
-	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{"drop", "trace", "verdict"}, cobra.ShellCompDirectiveNoFileComp))
-	cmd.PreRun = func(cmd *cobra.Command, _ []string) {
-		if o.follow && !cmd.Flags().Changed("last") {
-			o.last = 0
+	f.BoolVar(&o.numeric, "numeric", false, "Print addresses where names are known.")
+	f.BoolVar(&o.printNode, "print-node-name", false, "Print the name of the node that saw a flow.")
+	f.StringVar(&o.input, "input-file", "", "Read flows from a file that -o json has written, or from - for stdin, instead of from the cluster.")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(strings.Split(formatNames(), ", "), cobra.ShellCompDirectiveNoFileComp))
+	for _, kind := range allFilterFlags() {
+		if len(kind.values) > 0 {
+			_ = cmd.RegisterFlagCompletionFunc(kind.name, cobra.FixedCompletions(kind.values, cobra.ShellCompDirectiveNoFileComp))
 		}
 	}
 	return cmd
 }
 
-// filter checks the flags and says what is wanted.
-func (o *flowsOptions) filter() (*flow.Filter, error) {
-	if f := flow.Format(o.output); f != flow.Compact && f != flow.JSON {
-		return nil, usageError{fmt.Errorf("-o %q is not known: compact or json", o.output)}
+func formatNames() string {
+	var all []string
+	for _, f := range flow.HubbleFormats {
+		all = append(all, string(f))
 	}
-	if o.last < 0 {
-		return nil, usageError{fmt.Errorf("--last %d is negative", o.last)}
+	return strings.Join(all, ", ")
+}
+
+// request checks the flags and says what is wanted.
+func (o *flowsOptions) request() (*observerpb.GetFlowsRequest, error) {
+	if !slices.Contains(flow.HubbleFormats, flow.Format(o.output)) {
+		return nil, fmt.Errorf("-o %q is not known: %s", o.output, formatNames())
 	}
-	f := &flow.Filter{Pod: o.pod}
-	for _, name := range o.types {
-		var t flow.Type
-		if err := t.UnmarshalText([]byte(name)); err != nil {
-			return nil, usageError{err}
-		}
-		f.Types = append(f.Types, t)
+	req := &observerpb.GetFlowsRequest{Follow: o.follow}
+	var err error
+	if req.Since, err = o.time("since", o.since); err != nil {
+		return nil, err
 	}
-	if !o.allNamespaces {
-		ns, _, err := o.flags.ToRawKubeConfigLoader().Namespace()
-		if err != nil {
+	if req.Until, err = o.time("until", o.until); err != nil {
+		return nil, err
+	}
+	switch {
+	case o.first > 0 && (o.follow || o.lastGiven || o.all):
+		return nil, errors.New("--first goes with none of --follow, --last and --all")
+	case o.all && o.lastGiven:
+		return nil, errors.New("--all and --last exclude one another")
+	case o.first > 0:
+		req.Number, req.First = o.first, true
+	case o.all && o.follow:
+		req.Since = timestamppb.New(time.Unix(0, 0))
+	case o.lastGiven:
+		req.Number = o.last
+	case !o.all && !o.follow && req.Since == nil && req.Until == nil && o.input == "":
+		req.Number = o.last
+	}
+	if o.lastGiven && o.last == 0 && !o.follow {
+		return nil, errors.New("--last 0 asks for nothing")
+	}
+	namespace := "default"
+	if o.input == "" || o.scopeGiven {
+		if namespace, _, err = o.flags.ToRawKubeConfigLoader().Namespace(); err != nil {
 			return nil, err
 		}
-		f.Namespace = ns
 	}
-	return f, nil
+	scope := !o.allNamespaces && (o.input == "" || o.scopeGiven)
+	if o.allNamespaces || !scope {
+		namespace = "" // a name is then of any namespace
+	}
+	req.Whitelist, req.Blacklist, err = o.filters.lists(namespace, scope)
+	return req, err
+}
+
+// layouts are the forms of a time that --since and --until take, besides how long ago.
+var layouts = []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02 15:04:05", "2006-01-02", time.StampMilli, time.RFC1123Z}
+
+func (o *flowsOptions) time(flag, text string) (*timestamppb.Timestamp, error) {
+	if text == "" {
+		return nil, nil
+	}
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		return timestamppb.New(o.now.Add(-d)), nil
+	}
+	for _, layout := range layouts {
+		if at, err := time.ParseInLocation(layout, text, time.Local); err == nil {
+			if layout == time.StampMilli {
+				at = at.AddDate(o.now.Year(), 0, 0)
+			}
+			return timestamppb.New(at), nil
+		}
+	}
+	return nil, fmt.Errorf("--%s %q is neither how long ago, as in 5m, nor a time such as 2006-01-02T15:04:05Z", flag, flow.Safe(text))
 }
 
 func (o *flowsOptions) run(ctx context.Context) error {
-	filter, err := o.filter()
+	if o.now.IsZero() {
+		o.now = time.Now()
+	}
+	req, err := o.request()
 	if err != nil {
 		return err
 	}
@@ -108,44 +185,74 @@ func (o *flowsOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c, err := cluster.Connect(o.flags)
-	if err != nil {
-		return err
+	printer := &flow.HubblePrinter{Out: o.Out, Format: flow.Format(o.output), Node: o.printNode, Numeric: o.numeric, Color: color}
+	shown := 0
+	print := func(r *observerpb.GetFlowsResponse) error {
+		shown++
+		if r.GetFlow().GetNodeName() == "" && r.GetFlow() != nil {
+			r.GetFlow().NodeName = r.GetNodeName()
+		}
+		return printer.Print(r.GetFlow(), r)
 	}
-	nodes, err := o.agentNodes(ctx, c)
-	if err != nil {
-		return err
+	if o.input != "" {
+		err = o.readInput(req, print)
+	} else {
+		err = o.ask(ctx, req, print)
 	}
-	remark := func(s string) { fmt.Fprintln(o.ErrOut, flow.Safe(s)) }
-	source := &nodeSource{cluster: c, nodes: nodes, remark: remark}
-	names := &cluster.LiveNames{Cluster: c, Remark: remark}
-	printer := &flow.Printer{Out: o.Out, Format: flow.Format(o.output), Node: true, Numeric: o.numeric, Color: color}
-	err = source.Flows(ctx, Request{Last: o.last, Follow: o.follow, Filter: filter, Fill: func(e *flow.Event) { names.Fill(ctx, e) }}, printer.Print)
+	err = errors.Join(err, printer.Close())
 	if errors.Is(err, syscall.EPIPE) {
 		return nil
+	}
+	if st, ok := status.FromError(err); ok && st.Code() == codes.InvalidArgument {
+		return errors.New(st.Message())
+	}
+	if err == nil && shown == 0 && ctx.Err() == nil && !o.allNamespaces && o.input == "" {
+		o.remark("nothing was found; -A looks into every namespace, --all further back")
 	}
 	return err
 }
 
-// agentNodes are the nodes to ask: those asked for, or all that have an agent.
-func (o *flowsOptions) agentNodes(ctx context.Context, c *cluster.Cluster) ([]string, error) {
-	if len(o.nodes) > 0 {
-		return o.nodes, nil
+func (o *flowsOptions) readInput(req *observerpb.GetFlowsRequest, print func(*observerpb.GetFlowsResponse) error) error {
+	if o.follow {
+		return errors.New("--follow and --input-file exclude one another")
 	}
-	pods, err := c.AgentPods(ctx, "")
+	if o.input == "-" {
+		return readInput(o.In, req, print)
+	}
+	f, err := os.Open(o.input)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var nodes []string
-	for i := range pods {
-		if pods[i].Status.Phase == corev1.PodRunning && pods[i].DeletionTimestamp == nil {
-			nodes = append(nodes, pods[i].Spec.NodeName)
+	defer f.Close()
+	if err := readInput(f, req, print); err != nil {
+		return fmt.Errorf("%s: %w", o.input, err)
+	}
+	return nil
+}
+
+// ask gets flows from the agents.
+func (o *flowsOptions) ask(ctx context.Context, req *observerpb.GetFlowsRequest, print func(*observerpb.GetFlowsResponse) error) error {
+	a, err := o.agents(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	targets := a.targets
+	var wanted []string
+	for _, g := range o.filters.given {
+		if g.flag.name == "node-name" && !g.not {
+			wanted = append(wanted, g.values...)
 		}
 	}
-	if len(nodes) == 0 {
-		return nil, fmt.Errorf("%w in namespace %s (kubectl cilium status)", cluster.ErrNoAgent, cluster.Namespace)
+	if len(wanted) > 0 {
+		targets = slices.DeleteFunc(slices.Clone(targets), func(t target) bool {
+			return !slices.ContainsFunc(wanted, func(p string) bool { return flow.NodeMatch(p, t.node) })
+		})
+		if len(targets) == 0 {
+			return fmt.Errorf("no node with an agent fits --node-name %s", flow.Safe(strings.Join(wanted, ",")))
+		}
 	}
-	return nodes, nil
+	return (&source{targets: targets, remark: o.remark}).Flows(ctx, req, print)
 }
 
 func (o *flowsOptions) wantsColor() (bool, error) {
@@ -158,5 +265,5 @@ func (o *flowsOptions) wantsColor() (bool, error) {
 		f, ok := o.Out.(*os.File)
 		return ok && os.Getenv("NO_COLOR") == "" && isatty.IsTerminal(f.Fd()), nil
 	}
-	return false, usageError{fmt.Errorf("--color %q is not known: auto, always or never", o.color)}
+	return false, fmt.Errorf("--color %q is not known: auto, always or never", o.color)
 }

@@ -66,7 +66,8 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 		Use:         "kubectl-hubble",
 		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl hubble"},
 		Short:       "See what happens to packets in the cluster",
-		Long: "See what happens to packets in the cluster.\n\n" +
+		Long: "See what happens to packets in the cluster. Agents are asked through the API server's port-forward, with a token that\n" +
+			"whoever has the role hubble-reader may have made.\n\n" +
 			"Exit codes: 0 done, 1 something could not be done, 2 the command line makes no sense.",
 		Version:      version.Version,
 		SilenceUsage: true, SilenceErrors: true,
@@ -84,7 +85,7 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	cmd.SetIn(streams.In)
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	p.flags.AddFlags(cmd.PersistentFlags())
-	cmd.AddCommand(p.flows(), kubectlname.Completion("kubectl-hubble", streams.Out, streams.ErrOut))
+	cmd.AddCommand(p.flows(), p.status(), p.list(), kubectlname.Completion("kubectl-hubble", streams.Out, streams.ErrOut))
 	for _, verb := range cmd.Commands() {
 		check := verb.Args
 		verb.Args = func(c *cobra.Command, args []string) error {

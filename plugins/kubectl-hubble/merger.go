@@ -8,26 +8,26 @@ import (
 	"sync"
 	"time"
 
-	"github.com/kube-cilium/kube-cilium/internal/flow"
+	observerpb "github.com/cilium/cilium/api/v1/observer"
 )
 
 // merger puts events of several streams into the order of their times. An event waits until no older one is expected:
 // for the settling time after it came.
 type merger struct {
 	settle time.Duration
-	out    func(flow.Event) error
+	out    func(*observerpb.GetFlowsResponse) error
 
 	mu      sync.Mutex
 	waiting eventHeap
 	order   uint64
 }
 
-func newMerger(settle time.Duration, out func(flow.Event) error) *merger {
+func newMerger(settle time.Duration, out func(*observerpb.GetFlowsResponse) error) *merger {
 	return &merger{settle: settle, out: out}
 }
 
 // add may be called by several streams at once.
-func (m *merger) add(e flow.Event) {
+func (m *merger) add(e *observerpb.GetFlowsResponse) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.order++
@@ -60,7 +60,7 @@ func (m *merger) release(before time.Time) error {
 	return nil
 }
 
-func (m *merger) take(before time.Time) []flow.Event {
+func (m *merger) take(before time.Time) []*observerpb.GetFlowsResponse {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	ripe := 0 // the youngest event, by its own time, that has waited long enough takes along all that are older
@@ -68,24 +68,27 @@ func (m *merger) take(before time.Time) []flow.Event {
 	for _, a := range m.waiting {
 		if before.IsZero() || a.at.Before(before) {
 			ripe++
-			if a.event.Time.After(limit) {
-				limit = a.event.Time
+			if timeOf(a.event).After(limit) {
+				limit = timeOf(a.event)
 			}
 		}
 	}
 	if ripe == 0 {
 		return nil
 	}
-	var all []flow.Event
-	for m.waiting.Len() > 0 && !m.waiting[0].event.Time.After(limit) {
+	var all []*observerpb.GetFlowsResponse
+	for m.waiting.Len() > 0 && !timeOf(m.waiting[0].event).After(limit) {
 		all = append(all, heap.Pop(&m.waiting).(arrived).event)
 	}
 	return all
 }
 
+// timeOf is when what a message tells of happened.
+func timeOf(r *observerpb.GetFlowsResponse) time.Time { return r.GetTime().AsTime() }
+
 // arrived is an event, when it came and as which one.
 type arrived struct {
-	event flow.Event
+	event *observerpb.GetFlowsResponse
 	at    time.Time
 	order uint64
 }
@@ -95,7 +98,7 @@ type eventHeap []arrived
 
 func (h eventHeap) Len() int { return len(h) }
 func (h eventHeap) Less(i, j int) bool {
-	if c := h[i].event.Time.Compare(h[j].event.Time); c != 0 {
+	if c := timeOf(h[i].event).Compare(timeOf(h[j].event)); c != 0 {
 		return c < 0
 	}
 	return h[i].order < h[j].order

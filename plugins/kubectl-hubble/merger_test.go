@@ -10,18 +10,19 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kube-cilium/kube-cilium/internal/flow"
+	observerpb "github.com/cilium/cilium/api/v1/observer"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-func at(ms int, node string) flow.Event {
-	return flow.Event{Time: time.UnixMilli(int64(ms)), Node: node}
+func at(ms int, node string) *observerpb.GetFlowsResponse {
+	return &observerpb.GetFlowsResponse{Time: timestamppb.New(time.UnixMilli(int64(ms))), NodeName: node}
 }
 
 // Events of three nodes that came in any order within the settling time leave in the order of their times.
 func TestMergerOrders(t *testing.T) {
-	var got []flow.Event
-	m := newMerger(time.Hour, func(e flow.Event) error { got = append(got, e); return nil })
-	var in []flow.Event
+	var got []*observerpb.GetFlowsResponse
+	m := newMerger(time.Hour, func(e *observerpb.GetFlowsResponse) error { got = append(got, e); return nil })
+	var in []*observerpb.GetFlowsResponse
 	for i := range 300 {
 		in = append(in, at(i/2, fmt.Sprint("n", i%3)))
 	}
@@ -41,8 +42,8 @@ func TestMergerOrders(t *testing.T) {
 		t.Fatalf("%d of %d events left", len(got), len(in))
 	}
 	for i := 1; i < len(got); i++ {
-		if got[i].Time.Before(got[i-1].Time) {
-			t.Fatalf("event %d at %v after %v", i, got[i].Time, got[i-1].Time)
+		if timeOf(got[i]).Before(timeOf(got[i-1])) {
+			t.Fatalf("event %d at %v after %v", i, timeOf(got[i]), timeOf(got[i-1]))
 		}
 	}
 }
@@ -56,17 +57,17 @@ func TestMergerTakesOlderOnesAlong(t *testing.T) {
 	m.add(at(10, "b"))
 	m.add(at(30, "b"))
 	got := m.take(due)
-	if len(got) != 2 || got[0].Node != "b" || got[1].Node != "a" {
+	if len(got) != 2 || got[0].NodeName != "b" || got[1].NodeName != "a" {
 		t.Errorf("took %+v", got)
 	}
-	if left := m.take(time.Time{}); len(left) != 1 || left[0].Time.UnixMilli() != 30 {
+	if left := m.take(time.Time{}); len(left) != 1 || timeOf(left[0]).UnixMilli() != 30 {
 		t.Errorf("left %+v", left)
 	}
 }
 
 func TestMergerEndsOnError(t *testing.T) {
 	broken := errors.New("broken pipe")
-	m := newMerger(time.Millisecond, func(flow.Event) error { return broken })
+	m := newMerger(time.Millisecond, func(*observerpb.GetFlowsResponse) error { return broken })
 	m.add(at(1, "a"))
 	if err := m.run(t.Context()); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)

@@ -3,64 +3,75 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"time"
 
+	flowpb "github.com/cilium/cilium/api/v1/flow"
+	observerpb "github.com/cilium/cilium/api/v1/observer"
+	relaypb "github.com/cilium/cilium/api/v1/relay"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/kube-cilium/kube-cilium/internal/flow"
-	"github.com/kube-cilium/kube-cilium/plugins/cluster"
 )
 
 // errNobody means that no node could be asked; why has been told for each.
 var errNobody = errors.New("no node could be asked")
 
-// Request is what is wanted of a source of flows.
-type Request struct {
-	// Last is how many past events, of all nodes together, that match.
-	Last   int
-	Follow bool
-	Filter *flow.Filter
-	// Fill gives an event names before it is filtered.
-	Fill func(*flow.Event)
+const (
+	// settle is how long a live flow waits for an older one of another node.
+	settle = 300 * time.Millisecond
+	// reconnect is how long after the end of a node's stream it is asked again, with -f.
+	reconnect = 2 * time.Second
+	// maxInput bounds a line of an input file, in bytes.
+	maxInput = 1 << 20
+)
+
+// observer is one server of flows; Hubble's relay would be one for all nodes.
+type observer interface {
+	GetFlows(context.Context, *observerpb.GetFlowsRequest, ...grpc.CallOption) (grpc.ServerStreamingClient[observerpb.GetFlowsResponse], error)
 }
 
-// askPast is how many past events of each node are asked for, of which the filter may leave few: as many as it has.
-const askPast = 1 << 20
+// target is a node and how to connect to its server. Connect is called again after a stream has ended; what it gives
+// is closed by calling the function.
+type target struct {
+	node    string
+	connect func(context.Context) (observer, func(), error)
+}
 
-// settle is how long a live event waits for an older one of another node.
-const settle = 300 * time.Millisecond
-
-// nodeSource gets flows from each node's agent through its inspect container. The relay's Observer takes its place.
-type nodeSource struct {
-	cluster *cluster.Cluster
-	nodes   []string
+// source gets flows from the servers of several nodes.
+type source struct {
+	targets []target
 	remark  func(string)
 }
 
-// Flows calls each for every event wanted, in the order of time as far as the nodes' clocks agree: past ones exactly,
-// live ones within the time that an event may need from its node to here. A node that cannot be asked is left out with
-// a remark; it is an error when none can.
-func (s *nodeSource) Flows(ctx context.Context, req Request, each func(flow.Event) error) error {
-	m := newMerger(settle, func(e flow.Event) error {
-		if req.Fill != nil {
-			req.Fill(&e)
-		}
-		if req.Filter != nil && !req.Filter.Match(&e) {
-			return nil
-		}
-		return each(e)
-	})
-	newest := map[string]time.Time{} // node -> of what it told already
-	if req.Last > 0 {
-		past, err := s.past(ctx, req, newest)
+// Flows calls each for every flow wanted, in the order of time as far as the nodes' clocks agree: past ones exactly, live
+// ones within the time that a flow may need from its node to here. A node that cannot be asked is left out with a
+// remark; it is an error when none can.
+func (s *source) Flows(ctx context.Context, req *observerpb.GetFlowsRequest, each func(*observerpb.GetFlowsResponse) error) error {
+	now := proto.Clone(req).(*observerpb.GetFlowsRequest)
+	now.Follow = false
+	seen := map[string]*last{}
+	for _, t := range s.targets {
+		seen[t.node] = &last{}
+	}
+	if req.Number > 0 || req.Since != nil || !req.Follow {
+		past, err := s.past(ctx, now, seen)
 		if err != nil {
 			return err
 		}
-		for _, e := range past {
-			if err := each(e); err != nil {
+		for _, r := range past {
+			if err := each(r); err != nil {
 				return err
 			}
 		}
@@ -68,6 +79,7 @@ func (s *nodeSource) Flows(ctx context.Context, req Request, each func(flow.Even
 	if !req.Follow || ctx.Err() != nil {
 		return nil
 	}
+	m := newMerger(settle, each)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	merged := make(chan error, 1)
@@ -76,85 +88,229 @@ func (s *nodeSource) Flows(ctx context.Context, req Request, each func(flow.Even
 		cancel()
 		merged <- err
 	}()
-	live := cluster.EventRequest{Follow: true, Types: typeNames(req)}
-	if req.Last > 0 {
-		live.Last = askPast // what happened since the past was asked for, too
-	}
-	streamErr := s.all(ctx, live, func(e flow.Event) {
-		if e.Time.After(newest[e.Node]) {
-			m.add(e)
-		}
-	})
-	cancel()
-	if err := <-merged; err != nil {
-		return err
-	}
-	return streamErr
-}
-
-func typeNames(req Request) []string {
-	var names []string
-	if req.Filter != nil {
-		for _, t := range req.Filter.Types {
-			names = append(names, t.String())
-		}
-	}
-	return names
-}
-
-// past are the last events of all nodes together, oldest first. Newest gets the time of each node's last event.
-func (s *nodeSource) past(ctx context.Context, req Request, newest map[string]time.Time) ([]flow.Event, error) {
-	var mu sync.Mutex
-	var all []flow.Event
-	err := s.all(ctx, cluster.EventRequest{Last: askPast, Types: typeNames(req)}, func(e flow.Event) {
-		mu.Lock()
-		defer mu.Unlock()
-		all = append(all, e)
-		newest[e.Node] = e.Time
-	})
-	if err != nil {
-		return nil, err
-	}
-	slices.SortStableFunc(all, func(a, b flow.Event) int { return a.Time.Compare(b.Time) })
-	kept := make([]flow.Event, 0, min(req.Last, len(all)))
-	for i := len(all) - 1; i >= 0 && len(kept) < req.Last; i-- {
-		if req.Fill != nil {
-			req.Fill(&all[i])
-		}
-		if req.Filter == nil || req.Filter.Match(&all[i]) {
-			kept = append(kept, all[i])
-		}
-	}
-	slices.Reverse(kept)
-	return kept, nil
-}
-
-// all asks every node at once and returns when all have ended.
-func (s *nodeSource) all(ctx context.Context, req cluster.EventRequest, take func(flow.Event)) error {
-	errs := make([]error, len(s.nodes))
 	var wg sync.WaitGroup
-	for i, node := range s.nodes {
+	for _, t := range s.targets {
+		wg.Go(func() { s.follow(ctx, t, req, seen[t.node], m.add) })
+	}
+	wg.Wait()
+	cancel()
+	return <-merged
+}
+
+// last is what a node has told last: flows of that time are known by their UUIDs.
+type last struct {
+	asked bool
+	time  time.Time
+	uuids map[string]bool
+}
+
+// news tells whether a flow is newer than what was told, and remembers it.
+func (l *last) news(f *flowpb.Flow) bool {
+	at := f.GetTime().AsTime()
+	if at.Before(l.time) || l.uuids[f.GetUuid()] {
+		return false
+	}
+	if at.After(l.time) {
+		l.time, l.uuids = at, map[string]bool{}
+	}
+	l.uuids[f.GetUuid()] = true
+	return true
+}
+
+// past are flows that there are already, of all nodes together, oldest first, as many as the request wants.
+func (s *source) past(ctx context.Context, req *observerpb.GetFlowsRequest, seen map[string]*last) ([]*observerpb.GetFlowsResponse, error) {
+	var mu sync.Mutex
+	var all []*observerpb.GetFlowsResponse
+	errs := make([]error, len(s.targets))
+	var wg sync.WaitGroup
+	for i, t := range s.targets {
 		wg.Go(func() {
-			errs[i] = s.cluster.Events(ctx, node, req, func(m flow.Message) error {
-				if m.Lost > 0 {
-					s.remark(fmt.Sprintf("node/%s: %d events lost: they came faster than they could be shown", node, m.Lost))
-				}
-				if m.Event != nil {
-					take(*m.Event)
-				}
-				return nil
+			errs[i] = s.stream(ctx, t, req, func(r *observerpb.GetFlowsResponse) {
+				mu.Lock()
+				defer mu.Unlock()
+				seen[t.node].news(r.GetFlow())
+				all = append(all, r)
 			})
+			seen[t.node].asked = errs[i] == nil
 			if errs[i] != nil && ctx.Err() == nil {
 				s.remark(errs[i].Error())
 			}
 		})
 	}
 	wg.Wait()
-	if ctx.Err() != nil {
-		return nil
+	if len(errs) > 0 && !slices.Contains(errs, nil) && ctx.Err() == nil {
+		for _, err := range errs { // one sentence where all say that the question is wrong
+			if status.Code(err) == codes.InvalidArgument {
+				return nil, err
+			}
+		}
+		return nil, errNobody
 	}
-	if slices.Contains(errs, nil) {
-		return nil
+	slices.SortStableFunc(all, func(a, b *observerpb.GetFlowsResponse) int { return timeOf(a).Compare(timeOf(b)) })
+	if n := int(min(req.Number, uint64(len(all)))); n > 0 && req.First {
+		all = all[:n]
+	} else if n > 0 {
+		all = all[len(all)-n:]
 	}
-	return errNobody
+	return all, nil
+}
+
+// follow hands on what is new on a node until ctx is done, also after its agent was away.
+func (s *source) follow(ctx context.Context, t target, req *observerpb.GetFlowsRequest, l *last, take func(*observerpb.GetFlowsResponse)) {
+	said := ""
+	for ctx.Err() == nil {
+		live := &observerpb.GetFlowsRequest{Follow: true, Whitelist: req.Whitelist, Blacklist: req.Blacklist, Until: req.Until}
+		switch {
+		case !l.time.IsZero():
+			live.Since = timestamppb.New(l.time)
+		case l.asked: // nothing matched then: whatever does is new
+			live.Since = timestamppb.New(time.Unix(0, 0))
+		}
+		err := s.stream(ctx, t, live, func(r *observerpb.GetFlowsResponse) {
+			said, l.asked = "", true
+			if l.news(r.GetFlow()) {
+				take(r)
+			}
+		})
+		if ctx.Err() != nil || err == nil && req.Until != nil {
+			return
+		}
+		if err == nil {
+			err = fmt.Errorf("node/%s: the stream has ended", t.node)
+		}
+		if text := err.Error(); text != said {
+			s.remark(text + "; asking again")
+			said = text
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(reconnect):
+		}
+	}
+}
+
+// stream asks one node and calls take for every flow of the answer.
+func (s *source) stream(ctx context.Context, t target, req *observerpb.GetFlowsRequest, take func(*observerpb.GetFlowsResponse)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	server, done, err := t.connect(ctx)
+	if err != nil {
+		return fmt.Errorf("node/%s: %w", t.node, err)
+	}
+	defer done()
+	answer, err := server.GetFlows(ctx, req)
+	if err != nil {
+		return nodeError(t.node, err)
+	}
+	for {
+		r, err := answer.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return nodeError(t.node, err)
+		}
+		switch what := r.GetResponseTypes().(type) {
+		case *observerpb.GetFlowsResponse_Flow:
+			take(r)
+		case *observerpb.GetFlowsResponse_LostEvents:
+			s.remark(lostText(t.node, what.LostEvents))
+		case *observerpb.GetFlowsResponse_NodeStatus:
+			if text := nodeStatusText(what.NodeStatus); text != "" {
+				s.remark(text)
+			}
+		}
+	}
+}
+
+// nodeError keeps what a server says, without the words around it.
+func nodeError(node string, err error) error {
+	if st, ok := status.FromError(err); ok && st.Code() != codes.InvalidArgument {
+		return fmt.Errorf("node/%s: %s", node, st.Message())
+	} else if ok {
+		return err
+	}
+	return fmt.Errorf("node/%s: %w", node, err)
+}
+
+func lostText(node string, l *flowpb.LostEvent) string {
+	where := "they came faster than they could be shown"
+	if l.GetSource() == flowpb.LostEventSource_PERF_EVENT_RING_BUFFER {
+		where = "they came faster than the agent could read them"
+	}
+	return fmt.Sprintf("node/%s: %d flows lost: %s", node, l.GetNumEventsLost(), where)
+}
+
+// nodeStatusText is what a relay says of its nodes, where it is worth a remark.
+func nodeStatusText(e *relaypb.NodeStatusEvent) string {
+	if c := e.GetStateChange(); c != relaypb.NodeState_NODE_UNAVAILABLE && c != relaypb.NodeState_NODE_ERROR {
+		return ""
+	}
+	names := e.GetNodeNames()
+	more := ""
+	if len(names) > 50 {
+		more = fmt.Sprintf(" (and %d more)", len(names)-50)
+		names = names[:50]
+	}
+	return fmt.Sprintf("nodes %v%s: %s", names, more, e.GetMessage())
+}
+
+// readInput calls each for the flows of a file that -o json has written, which the request wants: the last ones of them.
+func readInput(in io.Reader, req *observerpb.GetFlowsRequest, each func(*observerpb.GetFlowsResponse) error) error {
+	filter, err := flow.NewFilter(req.GetWhitelist(), req.GetBlacklist())
+	if err != nil {
+		return err
+	}
+	var kept []*observerpb.GetFlowsResponse
+	lines := bufio.NewScanner(in)
+	lines.Buffer(make([]byte, 0, 64<<10), maxInput)
+	for n := 1; lines.Scan(); n++ {
+		r, err := parseLine(lines.Bytes())
+		if err != nil {
+			return fmt.Errorf("line %d: %w", n, err)
+		}
+		f := r.GetFlow()
+		at := f.GetTime().AsTime()
+		if f == nil || req.Since != nil && at.Before(req.Since.AsTime()) || req.Until != nil && at.After(req.Until.AsTime()) || !filter.Match(f) {
+			continue
+		}
+		if kept = append(kept, r); req.Number == 0 {
+			if err := each(r); err != nil {
+				return err
+			}
+			kept = kept[:0]
+			continue
+		}
+		if uint64(len(kept)) == req.Number && req.First {
+			break
+		}
+		if uint64(len(kept)) > req.Number {
+			kept = kept[1:]
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return err
+	}
+	for _, r := range kept {
+		if err := each(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parseLine reads a message of GetFlows, or a flow alone.
+func parseLine(line []byte) (*observerpb.GetFlowsResponse, error) {
+	r := &observerpb.GetFlowsResponse{}
+	lenient := protojson.UnmarshalOptions{DiscardUnknown: true}
+	if err := lenient.Unmarshal(line, r); err != nil {
+		return nil, errors.New("neither a message of Hubble's GetFlows nor a flow (-o json writes them)")
+	}
+	if r.GetResponseTypes() == nil {
+		f := &flowpb.Flow{}
+		if err := lenient.Unmarshal(line, f); err == nil && f.GetTime() != nil {
+			r.ResponseTypes, r.Time, r.NodeName = &observerpb.GetFlowsResponse_Flow{Flow: f}, f.GetTime(), f.GetNodeName()
+		}
+	}
+	return r, nil
 }
