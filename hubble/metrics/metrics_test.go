@@ -13,7 +13,9 @@ import (
 )
 
 func TestFlows(t *testing.T) {
-	m := New(func() map[string]uint64 { return map[string]uint64{"PERF_EVENT_RING_BUFFER": 4, "HUBBLE_RING_BUFFER": 0} })
+	m := New(func() map[string]uint64 {
+		return map[string]uint64{"PERF_EVENT_RING_BUFFER": 4, "HUBBLE_RING_BUFFER": 0}
+	})
 	denied := flow.Reason(bpf.MapsReasonDROP_POLICY)
 	m.Take([]flow.Event{
 		{Type: flow.Trace, Reason: 1}, {Type: flow.Trace, Reason: 1},
