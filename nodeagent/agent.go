@@ -116,6 +116,7 @@ type Agent struct {
 	endpoints   *endpoint.Set
 	serving     bool
 	flowsErr    error
+	reader      *events.Reader
 	// nodeCache and reportCache hold CiliumNodes and this node's report; nil before there is a datapath.
 	nodeCache, reportCache cache.Informer
 }
@@ -537,6 +538,10 @@ func (a *Agent) events(d *datapath.Datapath, run func(string, func(context.Conte
 		return
 	}
 	server := &events.Server{Reader: reader, Path: filepath.Join(a.SocketDir, "inspect", "events.sock"), Log: a.Log.WithName("events")}
+	reader.Attach(a.names, a.drops)
+	a.mu.Lock()
+	a.reader = reader
+	a.mu.Unlock()
 	if a.Flows != nil {
 		reader.Attach(a.names, a.Flows)
 		run("flows", func(ctx context.Context) error { return a.serveFlows(ctx, d) })
@@ -605,6 +610,9 @@ func (a *Agent) notReady() error {
 func (a *Agent) observe() observed {
 	a.mu.Lock()
 	o := observed{bootID: a.bootID, datapath: a.datapath, datapathErr: a.datapathErr, adopted: a.adopted, serving: a.serving, flows: a.Flows != nil, flowsErr: a.flowsErr}
+	if a.reader != nil {
+		o.events = a.reader.Stats()
+	}
 	set, network := a.endpoints, a.network
 	a.mu.Unlock()
 	if set != nil {

@@ -23,6 +23,7 @@ import (
 	"github.com/kube-cilium/kube-cilium/internal/flow"
 	"github.com/kube-cilium/kube-cilium/internal/version"
 	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
+	"github.com/kube-cilium/kube-cilium/nodeagent/events"
 	"github.com/kube-cilium/kube-cilium/nodeagent/reach"
 )
 
@@ -61,6 +62,7 @@ type observed struct {
 	// flows tells that flows are to be served; flowsErr why they are not.
 	flows    bool
 	flowsErr error
+	events   events.Stats
 }
 
 // standing is what the cache holds of this node's own objects.
@@ -208,14 +210,20 @@ func (r *Report) make(ctx context.Context) (anew bool, err error) {
 
 // count adds what takes a walk through maps, so it is done only for a report that is about to be written.
 func (r *Report) count(s *v1alpha1.CiliumNodeReportStatus) {
-	if d := r.observe().datapath; d != nil {
+	o := r.observe()
+	if d := o.datapath; d != nil {
 		s.Maps, s.Drops = mapReports(d), drops(d)
+		s.Flows = v1alpha1.FlowCounters{Seen: int64(o.events.Received), Lost: int64(o.events.Short + o.events.OutOfRange)}
+		if lost, err := d.EventsLost(); err == nil {
+			s.Flows.Lost += int64(lost)
+		}
 	}
 }
 
 // cold is the part of a report that is written at once when it turns.
 func cold(s v1alpha1.CiliumNodeReportStatus) v1alpha1.CiliumNodeReportStatus {
 	s.Maps, s.IPAM, s.Drops, s.Endpoints, s.ObservedNodes = nil, nil, nil, 0, ""
+	s.Flows = v1alpha1.FlowCounters{}
 	s.Flows, s.Policies = v1alpha1.FlowCounters{}, nil
 	s.Programs = slices.Clone(s.Programs)
 	for i := range s.Programs {
