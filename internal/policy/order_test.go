@@ -106,8 +106,8 @@ func TestClassesAreTheSameAfterARestart(t *testing.T) {
 	a, b := NewEngine(), NewEngine()
 	order := slices.Clone(somePrefixes)
 	for _, e := range []*Engine{a, b} {
-		for i, p := range order {
-			if err := e.SetPolicy(Ref{KindNetworkPolicy, "a", fmt.Sprint(p)}, []Rule{{Verdict: Allow, Direction: Ingress, Peers: []PeerSelector{Block{CIDR: p}}, Path: fmt.Sprint(i % 1)}}); err != nil {
+		for _, p := range order {
+			if err := e.SetPolicy(Ref{KindNetworkPolicy, "a", fmt.Sprint(p)}, []Rule{{Verdict: Allow, Direction: Ingress, Peers: []PeerSelector{Block{CIDR: p}}, Path: "spec.ingress[0]"}}); err != nil {
 				t.Fatal(err)
 			}
 		}

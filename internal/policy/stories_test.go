@@ -5,6 +5,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -205,5 +206,87 @@ func TestMistakes(t *testing.T) {
 				t.Errorf("verdict %s, nearest %v", w.Verdict, w.Nearest)
 			}
 		})
+	}
+}
+
+// text prints the tables of a pod with names for numbers.
+func (c *cluster) text(t *testing.T, pod string) string {
+	t.Helper()
+	names := map[Peer]string{Anyone: "anyone"}
+	for p, n := range c.Classes() {
+		names[n] = p.String()
+	}
+	for name := range c.pods {
+		names[Peer(c.end(t, name).Identity)] = name
+	}
+	origins := func(id RuleID) string {
+		p, _ := c.Provenance(id)
+		var texts []string
+		for _, o := range p.Origins {
+			texts = append(texts, o.String())
+		}
+		return strings.Join(texts, ", ")
+	}
+	var out strings.Builder
+	ingress, egress := c.Tables(*c.end(t, pod).Pod)
+	for i, table := range []*Table{ingress, egress} {
+		if table == nil {
+			continue
+		}
+		side := []string{"ingress", "egress"}[i]
+		var lines []string
+		for k, e := range table.Entries {
+			lines = append(lines, fmt.Sprintf("%s %s %s/%d %s: %s\n", side, names[k.Peer], portName(k.Protocol, k.Port), k.Bits, e.Verdict, origins(e.Rule)))
+		}
+		slices.Sort(lines)
+		fmt.Fprintf(&out, "%s%s default: %s\n", strings.Join(lines, ""), side, origins(table.Default))
+	}
+	return out.String()
+}
+
+func TestTables(t *testing.T) {
+	a, err := txtar.ParseFile("testdata/tables.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string][]byte{}
+	for _, f := range a.Files {
+		files[f.Name] = f.Data
+	}
+	live := newCluster()
+	present := map[string][]byte{} // object -> its document
+	each := func(data []byte, f func(name string, doc []byte)) {
+		live.documents(t, data, func(kind string, doc []byte) {
+			var meta metav1.PartialObjectMetadata
+			if err := yaml.Unmarshal(doc, &meta); err != nil {
+				t.Fatal(err)
+			}
+			f(kind+" "+meta.Namespace+"/"+meta.Name, doc)
+		})
+	}
+	for line := range strings.SplitSeq(string(a.Comment), "\n") {
+		f := strings.Fields(line)
+		switch {
+		case len(f) == 2 && f[0] == "apply":
+			live.apply(t, files[f[1]])
+			each(files[f[1]], func(name string, doc []byte) { present[name] = doc })
+		case len(f) == 2 && f[0] == "delete":
+			live.remove(t, files[f[1]])
+			each(files[f[1]], func(name string, _ []byte) { delete(present, name) })
+		case len(f) == 3 && f[0] == "tables":
+			want := string(files[f[2]])
+			if got := live.text(t, f[1]); got != want {
+				t.Errorf("%s:\n%swant\n%s", line, got, want)
+			}
+			for range 20 { // the order of a map is another one each time
+				fresh := newCluster()
+				for _, doc := range present {
+					fresh.apply(t, doc)
+				}
+				if got := fresh.text(t, f[1]); got != want {
+					t.Errorf("%s, objects in another order:\n%swant\n%s", line, got, want)
+				}
+			}
+		}
 	}
 }
