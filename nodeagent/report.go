@@ -392,7 +392,7 @@ func datapathReason(err error) string {
 
 func networkReason(err error) string {
 	for reason, is := range map[string]error{
-		v1alpha1.ReasonOtherCNI: errOtherCNI, "NoPrefix": errNoPrefix, "NoNodeAddress": errNoAddress,
+		v1alpha1.ReasonOtherCNI: errOtherCNI, "NoPrefix": errNoPrefix, "NoNodeAddress": errNoAddress, "NoPolicies": errNoPolicies,
 		"NoUplink": datapath.ErrNoUplink, "TunnelPortTaken": datapath.ErrTunnelPortTaken,
 		"FeatureMissing": datapath.ErrNotSupported, "NoIPv6": datapath.ErrNoIPv6,
 	} {
