@@ -73,7 +73,6 @@ type policyInForce struct {
 	// exceptions are the policies of which something is not in force.
 	exceptions []v1alpha1.PolicyException
 	at         time.Time
-	took       time.Duration
 	// err of the last attempt.
 	err error
 }

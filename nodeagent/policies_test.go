@@ -139,7 +139,6 @@ type policed struct {
 	cache, live *objects
 	stateDir    string
 	version     int
-	pods        []*endpoint.Endpoint
 }
 
 func newPoliced(t *testing.T) *policed {
