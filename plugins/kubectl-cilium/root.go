@@ -47,7 +47,7 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	cmd.PersistentFlags().StringVar(&p.color, "color", "auto", "Colours in tables: auto (for a terminal, unless NO_COLOR is set), always or never.")
 	cmd.AddCommand(
 		p.status(), p.endpoint(), p.identity(), p.node(), p.service(), p.mapCommand(),
-		p.monitor(), p.connectivity(), p.sysdump(), p.uninstall(), p.version(),
+		p.monitor(), p.policy(), p.connectivity(), p.sysdump(), p.uninstall(), p.version(),
 		kubectlname.Completion("kubectl-cilium", streams.Out, streams.ErrOut),
 	)
 	for _, verb := range append(allCommands(cmd), cmd) {
@@ -148,6 +148,7 @@ func mapNames() []string {
 		bpf.MapsMapBackends, bpf.MapsMapConntrack, bpf.MapsMapDevices, bpf.MapsMapEndpoints, bpf.MapsMapFragments, bpf.MapsMapHooks,
 		bpf.MapsMapLiveSettings, bpf.MapsMapMetrics, bpf.MapsMapNodes, bpf.MapsMapPeers, bpf.MapsMapPodInterfaces, bpf.MapsMapPrefixes,
 		bpf.MapsMapServiceNames, bpf.MapsMapServices, bpf.MapsMapUnanswered,
+		bpf.MapsMapClasses, bpf.MapsMapPolicies, bpf.MapsMapVerdictRanges, bpf.MapsMapVerdicts,
 	}
 	slices.Sort(names)
 	return names

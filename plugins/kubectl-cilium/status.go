@@ -12,6 +12,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -179,6 +180,13 @@ func takeSnapshot(ctx context.Context, c *cluster.Cluster) (*Snapshot, error) {
 		if err := c.List(ctx, list, client.InNamespace(cluster.Namespace)); err != nil {
 			return nil, err
 		}
+	}
+	// Whoever may see the agents may not see every policy: then nothing is said of them.
+	var policies networkingv1.NetworkPolicyList
+	if err := c.List(ctx, &policies); err == nil {
+		s.Policies = policies.Items
+	} else if !apierrors.IsForbidden(err) {
+		return nil, err
 	}
 	for _, p := range pods.Items {
 		if app := p.Labels[cluster.LabelName]; app == cluster.AgentName || app == cluster.OperatorName {

@@ -14,12 +14,15 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/bpf"
 	"github.com/kube-cilium/kube-cilium/plugins/cluster"
+	"github.com/kube-cilium/kube-cilium/plugins/explain"
+	"github.com/kube-cilium/kube-cilium/plugins/progress"
 )
 
 // Snapshot is what a summary is made from: the cluster's objects at one time.
@@ -33,6 +36,8 @@ type Snapshot struct {
 	Configs   []v1alpha1.CiliumConfig
 	Members   []v1alpha1.CiliumNode
 	Reports   []v1alpha1.CiliumNodeReport
+	// Policies of the cluster; nil where the caller may not list them.
+	Policies []networkingv1.NetworkPolicy
 	// NoKinds is true when the API server does not know our kinds.
 	NoKinds bool
 }
@@ -98,6 +103,14 @@ func (u *Usages) of(family6 bool) *Usage {
 	return *p
 }
 
+// HealthSummary counts probes between nodes: one by ICMP and one by TCP for each address of each other node.
+type HealthSummary struct {
+	Probes   int `json:"probes"`
+	Answered int `json:"answered"`
+	// SlowestMicros is the slowest answer, in microseconds.
+	SlowestMicros int64 `json:"slowestMicros,omitempty"`
+}
+
 // NodeSummary is one node's line.
 type NodeSummary struct {
 	Name  string `json:"name"`
@@ -131,6 +144,13 @@ type Summary struct {
 	NodesTotal       int                `json:"nodesTotal"`
 	IPAM             Usages             `json:"ipam"`
 	Endpoints        int64              `json:"endpoints"`
+	// Policies that are known, and how many of them every node that can be waited for enforces.
+	Policies        int `json:"policies"`
+	PoliciesInForce int `json:"policiesInForce"`
+	// Flows that the nodes' agents were told of since they started.
+	Flows v1alpha1.FlowCounters `json:"flows"`
+	// Health sums up how nodes reach one another.
+	Health HealthSummary `json:"health"`
 	// Routing, Masquerade, Versions and Images count nodes or pods.
 	Routing    map[string]int `json:"routing,omitempty"`
 	Masquerade map[string]int `json:"masquerade,omitempty"`
@@ -154,6 +174,7 @@ func Summarize(s *Snapshot) *Summary {
 		out.summarizeNode(s, &s.Nodes[i], generation)
 	}
 	out.strays(s)
+	out.policies(s)
 	for i := range s.Pods {
 		for _, c := range s.Pods[i].Spec.Containers {
 			out.Images[c.Image]++
@@ -446,6 +467,7 @@ func (out *Summary) lease(s *Snapshot, node string) {
 // arrays have every entry from the beginning: their fill means nothing.
 var arrays = map[string]bool{
 	bpf.MapsMapMetrics: true, bpf.MapsMapLiveSettings: true, bpf.MapsMapHooks: true, bpf.MapsMapDropBudgets: true,
+	bpf.MapsMapPolicies: true,
 }
 
 // mapFull is the fill from which on a map is worth a warning.
@@ -475,6 +497,9 @@ func (out *Summary) report(s *Snapshot, node *corev1.Node, line *NodeSummary, ge
 	count(out.Masquerade, r.Masquerade)
 	count(out.Versions, r.AgentVersion)
 	out.reportConditions(object, r)
+	out.health(s, object, r)
+	out.Flows.Seen += r.Flows.Seen
+	out.Flows.Lost += r.Flows.Lost
 	if boot := node.Status.NodeInfo.BootID; boot != "" && r.BootID != "" && boot != r.BootID {
 		out.err(object, "is of an earlier boot of the machine: the agent has not reported since")
 	}
@@ -513,6 +538,45 @@ func (out *Summary) reportConditions(object string, r *v1alpha1.CiliumNodeReport
 		out.err(object, "has no condition Ready yet")
 	case ready.Status != metav1.ConditionTrue && !told:
 		out.err(object, "%s", said(ready))
+	}
+}
+
+// health counts probes and names those without an answer. They are warnings: what keeps a node from being well has its
+// own line, and a network may not let ICMP through.
+func (out *Summary) health(s *Snapshot, object string, r *v1alpha1.CiliumNodeReportStatus) {
+	for _, h := range r.Health {
+		for _, way := range []struct {
+			name    string
+			outcome v1alpha1.HealthOutcome
+		}{{"ICMP", h.ICMP}, {"TCP", h.TCP}} {
+			out.Health.Probes++
+			switch {
+			case way.outcome.Reachable:
+				out.Health.Answered++
+				out.Health.SlowestMicros = max(out.Health.SlowestMicros, way.outcome.LatencyMicros)
+			case way.outcome.FailingSince != nil:
+				out.warn(object, "node/%s does not answer by %s at %s for %s", h.Node, way.name, h.Address, s.Now.Sub(way.outcome.FailingSince.Time).Round(time.Second))
+			}
+		}
+	}
+}
+
+// policies counts those in force, and names those that are not.
+func (out *Summary) policies(s *Snapshot) {
+	view := progress.View{Now: s.Now, Reports: s.Reports, Leases: s.Leases}
+	out.Policies = len(s.Policies)
+	for i := range s.Policies {
+		p := &s.Policies[i]
+		state := view.Of(explain.KindNetworkPolicy, p.Namespace, p.Name, p.ResourceVersion)
+		if state.Done() && state.Wanted > 0 {
+			out.PoliciesInForce++
+			continue
+		}
+		why := "no node has reported yet"
+		if waiting := state.In(progress.Exception, progress.Behind); len(waiting) > 0 {
+			why = fmt.Sprintf("node/%s: %s", waiting[0].Name, strings.TrimPrefix(waiting[0].Reason+": "+waiting[0].Message, ": "))
+		}
+		out.warn(fmt.Sprintf("networkpolicy/%s in namespace %s", p.Name, p.Namespace), "in force on %s nodes; %s", state.Counts(), why)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -21,14 +22,17 @@ import (
 // printSummary writes the cluster's lines, the nodes' table and what is wrong.
 func printSummary(out io.Writer, s *Summary, wide, verbose bool, color colors) error {
 	t := newTable(out, color)
-	t.row("Agent:", color.good(s.Agent.Found && s.Agent.Ready >= s.Agent.Desired && s.Agent.Desired > 0, progress(s.Agent)))
-	t.row("Operator:", color.good(s.Operator.Found && s.Operator.Ready > 0, progress(s.Operator)))
+	t.row("Agent:", color.good(s.Agent.Found && s.Agent.Ready >= s.Agent.Desired && s.Agent.Desired > 0, workloadText(s.Agent)))
+	t.row("Operator:", color.good(s.Operator.Found && s.Operator.Ready > 0, workloadText(s.Operator)))
 	t.row("Config:", configLine(s, color))
 	t.row("Nodes:", color.good(s.NodesReady == s.NodesTotal, fmt.Sprintf("%d/%d ready", s.NodesReady, s.NodesTotal)))
 	t.row("Routing:", shares(s.Routing))
 	t.row("Masquerade:", shares(s.Masquerade))
 	t.row("IPAM:", usagesText(s.IPAM, true))
 	t.row("Endpoints:", strconv.FormatInt(s.Endpoints, 10))
+	t.row("Policies:", color.good(s.PoliciesInForce == s.Policies, fmt.Sprintf("%d/%d in force", s.PoliciesInForce, s.Policies)))
+	t.row("Health:", color.good(s.Health.Answered == s.Health.Probes, healthLine(s.Health)))
+	t.row("Flows:", fmt.Sprintf("%d seen, %d lost", s.Flows.Seen, s.Flows.Lost))
 	t.row("Versions:", shares(s.Versions))
 	t.row("Images:", shares(s.Images))
 	if err := t.flush(); err != nil {
@@ -50,7 +54,18 @@ func printSummary(out io.Writer, s *Summary, wide, verbose bool, color colors) e
 	return nil
 }
 
-func progress(w Workload) string {
+func healthLine(h HealthSummary) string {
+	if h.Probes == 0 {
+		return "no other node to ask"
+	}
+	text := fmt.Sprintf("%d/%d probes between nodes answered", h.Answered, h.Probes)
+	if h.SlowestMicros > 0 {
+		text += ", slowest " + (time.Duration(h.SlowestMicros) * time.Microsecond).String()
+	}
+	return text
+}
+
+func workloadText(w Workload) string {
 	if !w.Found {
 		return "not found (" + w.Object + ")"
 	}
@@ -179,6 +194,8 @@ func printReport(out io.Writer, n *NodeSummary) error {
 		{"Programs", []string{"PROGRAM", "ATTACHED", "AT", "TAG"}, programRows(n.Report)},
 		{"Maps", []string{"MAP", "ENTRIES", "MAX", "FILL", "MEMORY"}, mapRows(n.Report)},
 		{"Pod addresses", []string{"PREFIX", "USED", "RESTING", "TOTAL"}, ipamRows(n.Report)},
+		{"Policies", []string{"KIND", "KNOWN", "IN-FORCE-UP-TO", "EXCEPTIONS"}, policyRows(n.Report)},
+		{"Health", []string{"NODE", "ADDRESS", "ICMP", "TCP"}, healthRows(n.Report)},
 		{"Drops since the datapath was made", []string{"REASON", "HOOK", "PACKETS", "BYTES", "MEANING"}, dropRows(n.Report)},
 	}
 	for _, s := range sections {
@@ -235,6 +252,33 @@ func mapRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
 func ipamRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
 	for _, u := range r.IPAM {
 		rows = append(rows, []string{u.Prefix, strconv.FormatInt(u.Used, 10), strconv.FormatInt(u.Resting, 10), totalText(u.Total)})
+	}
+	return rows
+}
+
+func policyRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
+	for _, p := range r.Policies {
+		var exceptions []string
+		for _, e := range p.Exceptions {
+			exceptions = append(exceptions, fmt.Sprintf("%s/%s (%s)", e.Namespace, e.Name, e.Reason))
+		}
+		rows = append(rows, []string{p.Kind, strconv.Itoa(int(p.Count)), orNone(p.InForce), orNone(strings.Join(exceptions, ", "))})
+	}
+	return rows
+}
+
+func healthRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
+	outcome := func(o v1alpha1.HealthOutcome) string {
+		switch {
+		case o.Reachable:
+			return (time.Duration(o.LatencyMicros) * time.Microsecond).String()
+		case o.FailingSince != nil:
+			return "no answer since " + o.FailingSince.UTC().Format(time.DateTime)
+		}
+		return "not asked yet"
+	}
+	for _, h := range r.Health {
+		rows = append(rows, []string{h.Node, h.Address, outcome(h.ICMP), outcome(h.TCP)})
 	}
 	return rows
 }

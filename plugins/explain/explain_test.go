@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package explain
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+)
+
+func pod(namespace, name, node, app string, ips ...string) corev1.Pod {
+	p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"app": app}}, Spec: corev1.PodSpec{NodeName: node}}
+	for _, ip := range ips {
+		p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: ip})
+	}
+	return p
+}
+
+// objects of a small shop: web lets front in by name of port, and nobody by IPv6 but 2001:db8::/64.
+func objects() Objects {
+	web := pod("shop", "web-0", "n1", "web", "10.0.0.1", "fd00::1")
+	web.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}}
+	host := pod("kube-system", "on-host", "n2", "host", "172.16.0.2")
+	host.Spec.HostNetwork = true
+	http := intstr.FromString("http")
+	return Objects{
+		ClusterName: "default",
+		Namespaces:  []corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"team": "shop"}}}},
+		Pods:        []corev1.Pod{web, host, pod("shop", "front", "n1", "front", "10.0.0.2", "fd00::2"), pod("shop", "other", "n2", "other", "10.0.1.1")},
+		Members:     []v1alpha1.CiliumNode{{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: v1alpha1.CiliumNodeSpec{PodCIDRs: []string{"10.0.0.0/24"}}}},
+		Policies: []networkingv1.NetworkPolicy{{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+			Spec: networkingv1.NetworkPolicySpec{
+				PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}},
+				Ingress: []networkingv1.NetworkPolicyIngressRule{
+					{From: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "front"}}}},
+						Ports: []networkingv1.NetworkPolicyPort{{Port: &http}}},
+					{From: []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: "2001:db8::/64"}}}},
+				},
+			},
+		}},
+	}
+}
+
+func TestAsk(t *testing.T) {
+	w, err := New(objects())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		from, to, port string
+		verdict, says  string
+	}{
+		{"front", "web-0", "8080", "allowed", "NetworkPolicy shop/web spec.ingress[0]"},
+		{"front", "web-0", "http", "allowed", ""},
+		{"fd00::2", "fd00::1", "8080", "allowed", ""},
+		{"front", "web-0", "9090", "denied", "9090"},
+		{"front", "web-0", "8080/UDP", "denied", ""},
+		{"front", "web-0", "icmp", "denied", ""},
+		{"other", "web-0", "8080", "denied", "app=front"},
+		{"web-0", "front", "1", "allowed", "no policy selects"},
+		{"2001:db8::7", "shop/web-0", "443", "allowed", "spec.ingress[1]"},
+		{"2001:db8:1::7", "shop/web-0", "443", "denied", ""},
+		{"kube-system/on-host", "pod/web-0", "8080", "denied", ""},
+		{"10.0.0.99", "web-0", "8080", "denied", ""},
+		{"web-0", "192.0.2.1", "443", "allowed", ""},
+	} {
+		port, err := ParsePort(c.port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := w.Ask(Question{From: c.from, To: c.to, Port: port, Namespace: "shop"})
+		if err != nil || len(got) == 0 || got[0].Verdict != c.verdict {
+			t.Errorf("%s -> %s %s: %+v, %v", c.from, c.to, c.port, got, err)
+			continue
+		}
+		if a := got[0]; !strings.Contains(a.Ingress.Why+a.Nearest, c.says) {
+			t.Errorf("%s -> %s %s: %q is not said: %+v", c.from, c.to, c.port, c.says, a)
+		}
+		if (got[0].Verdict == "denied") != (got[0].Nearest != "") {
+			t.Errorf("%s -> %s %s: nearest miss %q", c.from, c.to, c.port, got[0].Nearest)
+		}
+	}
+	for _, q := range []Question{
+		{From: "nobody", To: "web-0"}, {From: "front", To: "svc/none"}, {From: "front", To: "other", Port: Port{Name: "http", Protocol: 6}},
+		{From: "10.0.0.1", To: "fd00::1"},
+	} {
+		q.Namespace = "shop"
+		if got, err := w.Ask(q); !errors.Is(err, ErrQuestion) {
+			t.Errorf("%+v: %+v, %v", q, got, err)
+		}
+	}
+}
+
+// A socket of the pod's own node reaches it, one of another node does not.
+func TestOwnNode(t *testing.T) {
+	o := objects()
+	o.Nodes = []corev1.Node{
+		{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Address: "172.16.0.1"}}}},
+		{ObjectMeta: metav1.ObjectMeta{Name: "n2"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Address: "172.16.0.2"}}}},
+	}
+	w, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for from, want := range map[string]string{"172.16.0.1": "allowed", "172.16.0.2": "denied"} {
+		got, err := w.Ask(Question{From: from, To: "web-0", Port: Port{Number: 8080, Protocol: 6}, Namespace: "shop"})
+		if err != nil || got[0].Verdict != want {
+			t.Errorf("%s: %+v, %v", from, got, err)
+		}
+	}
+}
+
+// A policy that names what does not exist is accepted and says what it waits for.
+func TestNotesSayWhatAPolicyWaitsFor(t *testing.T) {
+	o := objects()
+	o.Pods = o.Pods[1:2]
+	w, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := w.Notes(&o.Policies[0])
+	want := []string{
+		"selects no pod yet: it waits for pods with app=web in namespace shop",
+		"spec.ingress[0].from[0] waits for pods with app=front in namespace shop",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+	o = objects()
+	if w, err = New(o); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.Notes(&o.Policies[0]); len(got) > 0 || !slices.Equal(w.Selected(&o.Policies[0]), []string{"shop/web-0"}) {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestParsePort(t *testing.T) {
+	for text, want := range map[string]string{
+		"80": "80/TCP", "53/udp": "53/UDP", "http": "http/TCP", "dns/UDP": "dns/UDP", "icmp": "ICMP", "9/sctp": "9/SCTP",
+	} {
+		if got, err := ParsePort(text); err != nil || got.String() != want {
+			t.Errorf("%q became %v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "0", "65536", "80/", "80/icmp", "/TCP", "80/81"} {
+		if got, err := ParsePort(text); err == nil {
+			t.Errorf("%q became %v", text, got)
+		}
+	}
+}
