@@ -103,11 +103,13 @@ static __always_inline int from_tunnel(struct __sk_buff *skb, struct pkt *p)
 
 /* For a pod, not in the tunnel. */
 static __always_inline int from_network(struct __sk_buff *skb, struct pkt *p,
-					struct endpoint *local)
+					struct endpoint *local,
+					struct peer *peer)
 {
-	struct peer *peer = peer_of(&p->t.saddr);
 	int r;
 
+	if (!peer)
+		peer = peer_by_prefix(&p->t.saddr);
 	/* Pods speak through the tunnel, or natively: never otherwise than we would answer. */
 	if (peer && peer->flags & PEER_CLUSTER && !(peer->flags & PEER_NATIVE))
 		return DROP_UNKNOWN_SENDER;
@@ -290,7 +292,8 @@ static __always_inline int to_host(struct __sk_buff *skb, struct pkt *p)
 static __always_inline int enter(struct __sk_buff *skb, struct pkt *p)
 {
 	struct endpoint *local;
-	struct peer *peer;
+	struct peer *from;
+	bool to_pod;
 	int r;
 
 	r = parse(skb, p, ETH_HLEN);
@@ -307,25 +310,26 @@ static __always_inline int enter(struct __sk_buff *skb, struct pkt *p)
 		return DROP_MARTIAN;
 	if (p->ipv6 && addr_loopback6(&p->t.saddr, &p->t.daddr))
 		return DROP_MARTIAN;
-	if (bpf_map_lookup_elem(&endpoints, &p->t.saddr))
+	local = bpf_map_lookup_elem(&endpoints, &p->t.daddr);
+	to_pod = local && !(local->flags & ENDPOINT_HOST);
+	/* An address of which the agent says that it is elsewhere is none of ours; that saves a pod's packets a question. */
+	from = to_pod ? peer_exact(&p->t.saddr) : NULL;
+	if (!from && bpf_map_lookup_elem(&endpoints, &p->t.saddr))
 		return DROP_OWN_SOURCE;
 
 	if (unlikely(p->fragment)) {
 		r = fragment_ports(p);
-		if (r) {
-			/* Without ports nothing is ours; but the host may still put it together. */
-			local = bpf_map_lookup_elem(&endpoints, &p->t.daddr);
-			return local && !(local->flags & ENDPOINT_HOST) ?
-				r : FORWARD_NOT_OURS;
-		}
+		/* Without ports nothing is ours; but the host may still put it together. */
+		if (r)
+			return to_pod ? r : FORWARD_NOT_OURS;
 	}
-	local = bpf_map_lookup_elem(&endpoints, &p->t.daddr);
 	if (!local) {
-		peer = peer_of(&p->t.daddr);
+		struct peer *peer = peer_of(&p->t.daddr);
+
 		return peer && peer->flags & PEER_LOCAL ? DROP_UNKNOWN_TARGET :
 							  FORWARD_NOT_OURS;
 	}
-	if (local->flags & ENDPOINT_HOST) {
+	if (!to_pod) {
 		/* Our tunnel device hears on every address of the host, and would believe a frame that came by this one. */
 		if (to_tunnel_port(&p->t) &&
 		    !(p->ipv6 ? same_addr(&p->t.daddr, &node_ipv6) :
@@ -333,7 +337,7 @@ static __always_inline int enter(struct __sk_buff *skb, struct pkt *p)
 			return DROP_ENCAP_PROHIBITED;
 		return to_host(skb, p);
 	}
-	return from_network(skb, p, local);
+	return from_network(skb, p, local, from);
 }
 
 SEC("tc")

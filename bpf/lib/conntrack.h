@@ -30,9 +30,14 @@ static __always_inline bool addr_after(const union addr *a, const union addr *b)
 	return bpf_be64_to_cpu(a->d[1]) > bpf_be64_to_cpu(b->d[1]);
 }
 
-/* Fills the name of a tuple; returns true when its source is `hi`. */
+/*
+ * Fills the name of a tuple; returns true when its source is `hi`. The small
+ * fields are written four bytes at a time, as the hash reads them: a load that
+ * spans several stores waits for all of them.
+ */
 static __always_inline bool flow_name(struct flow_key *k, const struct tuple *t)
 {
+	__u32 sport = t->sport, dport = t->dport, class = FLOW_ORDINARY;
 	bool hi;
 
 	if (addr_equal(&t->saddr, &t->daddr))
@@ -42,20 +47,16 @@ static __always_inline bool flow_name(struct flow_key *k, const struct tuple *t)
 	if (hi) {
 		k->lo = t->daddr;
 		k->hi = t->saddr;
-		k->lo_port = t->dport;
-		k->hi_port = t->sport;
+		*(__u32 *)&k->lo_port = dport | sport << 16;
 	} else {
 		k->lo = t->saddr;
 		k->hi = t->daddr;
-		k->lo_port = t->sport;
-		k->hi_port = t->dport;
+		*(__u32 *)&k->lo_port = sport | dport << 16;
 	}
-	k->proto = t->proto;
-	k->class = FLOW_ORDINARY;
 	if (t->asker)
-		k->class = (t->asker == ASKER_SOURCE) == hi ?
-				   FLOW_ECHO_FROM_HI : FLOW_ECHO_FROM_LO;
-	k->zone = t->zone;
+		class = (t->asker == ASKER_SOURCE) == hi ?
+				FLOW_ECHO_FROM_HI : FLOW_ECHO_FROM_LO;
+	*(__u32 *)&k->proto = t->proto | class << 8 | (__u32)t->zone << 16;
 	return hi;
 }
 
@@ -137,8 +138,11 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 {
 	struct conn *c;
 
+	bool answer = (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
+
 	p->hi = flow_name(&p->key, t);
-	c = conn_find(&p->key, mine, other);
+	/* Who accepts is told of in the other's table. */
+	c = conn_find(&p->key, answer ? other : mine, answer ? mine : other);
 	if (!c)
 		return NULL;
 	if (unlikely(conn_ended(c, p))) {

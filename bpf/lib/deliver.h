@@ -17,34 +17,34 @@
 #define AF_INET 2
 #define AF_INET6 10
 
-/* A router's duty: one hop less. The caller has seen that there is one left. */
+/*
+ * A router's duty: one hop less. The caller has seen that there is one left.
+ * Written straight into the frame: the kernel makes its headers ours to write
+ * once, when the program begins, and a helper would ask for each write.
+ */
 static __always_inline int hop(struct __sk_buff *skb, const struct pkt *p)
 {
-	if (p->ipv6) {
-		__u8 ttl = p->ttl - 1;
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
 
-		return bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit),
-					   &ttl, 1, 0) ? DROP_WRITE : 0;
+	if (p->ipv6) {
+		struct ipv6hdr *ip = data + ETH_HLEN;
+
+		if ((void *)(ip + 1) > end)
+			return DROP_WRITE;
+		ip->hop_limit--;
 	} else {
-		void *data = (void *)(long)skb->data;
-		void *end = (void *)(long)skb->data_end;
 		struct iphdr *ip = data + ETH_HLEN;
-		struct {
-			__u8 ttl, proto;
-			__u16 check;
-		} h;
 		__u32 sum;
 
 		if ((void *)(ip + 1) > end)
 			return DROP_WRITE;
 		/* RFC 1624: the word that holds the TTL lost 0x0100. */
 		sum = (__u32)ip->check + bpf_htons(0x0100);
-		h.ttl = ip->ttl - 1;
-		h.proto = ip->protocol;
-		h.check = sum + (sum >= 0xffff);
-		return bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct iphdr, ttl),
-					   &h, sizeof(h), 0) ? DROP_WRITE : 0;
+		ip->ttl--;
+		ip->check = sum + (sum >= 0xffff);
 	}
+	return 0;
 }
 
 /* To the pod behind the interface ifindex. hop() was done or is not due. */
@@ -52,12 +52,12 @@ static __always_inline int to_local(struct __sk_buff *skb, struct pkt *p,
 				    __u32 ifindex, const __u8 *mac,
 				    const __u8 *host_mac)
 {
-	__u8 macs[12];
+	struct ethhdr *eth = (void *)(long)skb->data;
 
-	__builtin_memcpy(macs, mac, 6);
-	__builtin_memcpy(macs + 6, host_mac, 6);
-	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
 		return DROP_WRITE;
+	__builtin_memcpy(eth->h_dest, mac, 6);
+	__builtin_memcpy(eth->h_source, host_mac, 6);
 	p->target = ifindex;
 	if (have_redirect_peer) {
 		skb->mark = 0;

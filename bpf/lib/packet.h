@@ -133,9 +133,9 @@ static __always_inline bool addr_is_ipv4(const union addr *a)
 
 static __always_inline void addr_set_ipv4(union addr *a, __be32 ip)
 {
+	/* In one store: who reads eight bytes that were written in two halves waits for both. */
 	a->d[0] = 0;
-	a->w[2] = bpf_htonl(0xffff);
-	a->w[3] = ip;
+	a->d[1] = (__u64)ip << 32 | bpf_htonl(0xffff);
 }
 
 /* fe80::/10 */

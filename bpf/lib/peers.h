@@ -9,15 +9,22 @@
 
 #include "packet.h"
 
-static __always_inline struct peer *peer_of(const union addr *addr)
+static __always_inline struct peer *peer_exact(const union addr *addr)
+{
+	return bpf_map_lookup_elem(&peers, addr);
+}
+
+static __always_inline struct peer *peer_by_prefix(const union addr *addr)
 {
 	struct prefix_key key = { .prefixlen = 128 };
-	struct peer *peer = bpf_map_lookup_elem(&peers, addr);
 
-	if (peer)
-		return peer;
 	__builtin_memcpy(&key.addr, addr, sizeof(key.addr));
 	return bpf_map_lookup_elem(&prefixes, &key);
+}
+
+static __always_inline struct peer *peer_of(const union addr *addr)
+{
+	return peer_exact(addr) ?: peer_by_prefix(addr);
 }
 
 static __always_inline __u32 peer_identity(const struct peer *peer)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -34,7 +35,7 @@ var limits = map[string]bars{
 func benchmark(ctx context.Context, o options) (err error) {
 	log := os.Stderr
 	var figures []Figure
-	want := func(part string) bool { return o.only == "" || o.only == part }
+	want := func(part string) bool { return o.only == "" || slices.Contains(strings.Split(o.only, ","), part) }
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return err
