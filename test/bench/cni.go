@@ -19,9 +19,11 @@ import (
 
 // cniJob is what a cni worker is to do: add and remove pods with a plugin, some at a time.
 type cniJob struct {
-	Plugin string   `json:"plugin"` // path of the binary
-	Conf   string   `json:"conf"`   // its network configuration
-	AtOnce int      `json:"atOnce"`
+	Plugin string `json:"plugin"` // path of the binary
+	Conf   string `json:"conf"`   // its network configuration
+	AtOnce int    `json:"atOnce"`
+	// Status has STATUS timed too, which only CNI 1.1 knows.
+	Status bool     `json:"status"`
 	Pods   []cniPod `json:"pods"`
 }
 
@@ -37,6 +39,7 @@ type cniTimes struct {
 	Add     []float64 `json:"add"`
 	AddCPU  []float64 `json:"addCPU"`
 	Version []float64 `json:"version"`
+	Status  []float64 `json:"status"`
 }
 
 // cniWorker runs where the plugin runs.
@@ -77,6 +80,13 @@ func cniWorker(in io.Reader, out io.Writer) error {
 			return err
 		}
 		times.Version = append(times.Version, wall)
+		if !j.Status {
+			continue
+		}
+		if wall, _, err = j.call("STATUS", cniPod{}); err != nil {
+			return err
+		}
+		times.Status = append(times.Status, wall)
 	}
 	return json.NewEncoder(out).Encode(times)
 }
@@ -161,7 +171,7 @@ func cniFigures(ctx context.Context, log io.Writer, c *ours, g *ground) (figures
 		_, e := c.Kubectl(context.WithoutCancel(ctx), nil, "-n", benchNamespace, "delete", "pods", "--field-selector=status.phase=Failed", "--wait=false")
 		err = errors.Join(err, e)
 	}()
-	mine := cniJob{Plugin: "/opt/cni/bin/cilium-cni", Conf: single, Pods: bound, AtOnce: atOnce}
+	mine := cniJob{Plugin: "/opt/cni/bin/cilium-cni", Conf: single, Pods: bound, AtOnce: atOnce, Status: true}
 	theirs := cniJob{Plugin: filepath.Join(g.cni, "bridge"), Conf: g.conf("bridge", "10.75.0.0/16"), AtOnce: atOnce}
 	for i := range pods {
 		theirs.Pods = append(theirs.Pods, cniPod{Name: fmt.Sprintf("%st%d", g.run, i)})
@@ -183,6 +193,7 @@ func cniFigures(ctx context.Context, log io.Writer, c *ours, g *ground) (figures
 		a.Add, b.Add = append(a.Add, m.Add...), append(b.Add, t.Add...)
 		a.AddCPU, b.AddCPU = append(a.AddCPU, m.AddCPU...), append(b.AddCPU, t.AddCPU...)
 		a.Version, b.Version = append(a.Version, m.Version...), append(b.Version, t.Version...)
+		a.Status = append(a.Status, m.Status...)
 	}
 	const ours, reference = "cilium-cni", "bridge + host-local"
 	for _, q := range []struct {
@@ -200,6 +211,9 @@ func cniFigures(ctx context.Context, log io.Writer, c *ours, g *ground) (figures
 			Figure{Figure: q.name, Shape: ours, Ratio: percentile(q.of(a), q.p), Unit: "ms", Bar: q.bar, AtMost: true}.judged(),
 			Figure{Figure: q.name, Shape: reference, Ratio: percentile(q.of(b), q.p), Unit: "ms"}.judged())
 	}
+	figures = append(figures,
+		Figure{Figure: "CNI STATUS, p50", Shape: ours, Ratio: percentile(a.Status, 0.5), Unit: "ms"}.judged(),
+		Figure{Figure: "CNI STATUS, p99", Shape: ours, Ratio: percentile(a.Status, 0.99), Unit: "ms"}.judged())
 	// Ahead of the reference: its figure is our bar.
 	figures = append(figures, Figure{Figure: "CNI ADD, p50 beside the reference", Shape: ours, Peer: reference, Ratio: percentile(a.Add, 0.5) / percentile(b.Add, 0.5), Bar: 1, AtMost: true}.judged())
 	size, err := c.OnNode(ctx, node, "stat", "-c", "%s", "/opt/cni/bin/cilium-cni")
