@@ -217,7 +217,7 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct pkt *p,
 	p->endpoint = local->id;
 	p->event_flags |= EVENT_INGRESS;
 	if (!(local->flags & ENDPOINT_HOST)) {
-		r = judged(p, c, side_of_receiver(p), local->id);
+		r = judged_here(p, c, 0, local->id);
 		if (r)
 			return r;
 	}

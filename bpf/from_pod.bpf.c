@@ -37,8 +37,10 @@ static __always_inline struct conn *find_related(struct __sk_buff *skb,
 	    !addr_equal(&p->q.t.saddr, &p->t.daddr))
 		return NULL;
 	c = flow_find(p, &p->q.t, mine, other);
-	p->reply = !p->reply;
-	p->related = c;
+	if (c) {
+		p->reply = !p->reply;
+		p->related = true;
+	}
 	return c;
 }
 
@@ -127,14 +129,9 @@ static __always_inline int speak(struct __sk_buff *skb, struct pkt *p)
 			return DROP_CONNTRACK_FULL;
 	}
 	judge_again_if_other(p, c);
-	r = judged(p, c, side_of_sender(p), home);
+	r = judged_here(p, c, home, there ? there->id : 0);
 	if (r)
 		return r;
-	if (there) {
-		r = judged(p, c, side_of_receiver(p), there->id);
-		if (r)
-			return r;
-	}
 	if (likely(!p->related)) {
 		c = flow_seen(p, c);
 		if (!c)

@@ -63,6 +63,9 @@ const (
 	idPending = uint32(bpf.MapsIdentityIDENTITY_PENDING)
 )
 
+// unselected is a direction in which no policy selects the pod.
+var unselected = bpf.PolicySide{Flags: uint16(bpf.MapsPolicyFlagsPOLICY_NONE)}
+
 // world is one node's maps and programs, private to a test.
 type world struct {
 	t     testing.TB
@@ -157,6 +160,9 @@ func (w *world) fill() {
 		w.put(bpf.MapsMapEndpoints, bpf.AddrFrom(addr), e)
 	}
 	w.speaker(a, podA4, podA6)
+	for id := range uint32(4) {
+		w.put(bpf.MapsMapPolicies, id, bpf.Policy{Side: [2]bpf.PolicySide{unselected, unselected}})
+	}
 	w.put(bpf.MapsMapDevices, uint32(loopback), bpf.Device{Ipv4: bpf.AddrFrom(node4), Ipv6: bpf.AddrFrom(node6), Mtu: 1500})
 
 	const cluster, tunnel = uint32(bpf.MapsPeerFlagsPEER_CLUSTER), uint32(bpf.MapsPeerFlagsPEER_TUNNEL)

@@ -24,8 +24,10 @@ static __always_inline struct conn *arrive_related(struct __sk_buff *skb,
 	if (!parse_quoted(skb, p) || !addr_equal(&p->q.t.saddr, &p->t.daddr))
 		return NULL;
 	c = flow_find(p, &p->q.t, home, home);
-	p->reply = !p->reply;
-	p->related = c;
+	if (c) {
+		p->reply = !p->reply;
+		p->related = true;
+	}
 	return c;
 }
 
@@ -54,7 +56,7 @@ static __subprogram int arrive(struct __sk_buff *skb, struct pkt *p,
 	}
 	if (!p->related)
 		judge_again_if_other(p, c);
-	r = judged(p, c, side_of_receiver(p), home);
+	r = judged_here(p, c, 0, home);
 	if (r)
 		return r;
 	p->stack = c->flags & CONN_STACK;

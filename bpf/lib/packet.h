@@ -59,6 +59,20 @@ struct quoted {
 	__u32 l4;
 };
 
+/* What policy is asked about one side of a connection, in the original direction, and what it says. */
+struct question {
+	union addr addr;	/* of the other end */
+	__u32 identity;		/* of the other end */
+	__u32 default_rule;
+	__u32 rule;
+	__u32 precedence;	/* of rule */
+	__u16 table;
+	__u16 flags;		/* enum policy_flags */
+	__be16 port;
+	__u8 proto;
+	__u8 verdict;		/* enum verdict */
+};
+
 /*
  * All that a program knows about its packet. It lies in `scratch`, not on the
  * stack: it would not fit, and the verifier, who follows what is on the stack
@@ -70,6 +84,7 @@ struct pkt {
 	struct tuple t;		/* as the packet came */
 	struct flow_key key;	/* the connection's name */
 	struct quoted q;	/* with error */
+	struct question question;
 	union addr node;	/* the other end of the tunnel, or the next hop; zero: the routes know */
 	union addr xlate_addr;	/* its source (or destination) after translation, for the report */
 	__be16 xlate_port;
@@ -94,6 +109,7 @@ struct pkt {
 	__u8 tos;
 	__u8 ttl;
 	__u8 event_flags;
+	__u8 refused;		/* the drop that policy wants, or 0 */
 	bool ipv6;
 	bool error;		/* an ICMP error: carries the head of another packet */
 	bool nd;		/* neighbour discovery or multicast listener discovery */
@@ -105,6 +121,7 @@ struct pkt {
 	bool refresh;		/* the connection's other entries are due to be touched */
 	bool masquerade;
 	bool tunnel;		/* goes to, or came from, node */
+	bool judged;		/* policy was asked, not only remembered */
 	bool stack;		/* the connection crosses the host's stack */
 };
 

@@ -80,7 +80,8 @@ static __always_inline __u32 l4_needs(__u8 proto)
 		return sizeof(struct tcphdr);
 	if (proto == IPPROTO_UDP)
 		return sizeof(struct udphdr);
-	if (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6)
+	if (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6 ||
+	    proto == IPPROTO_SCTP)
 		return 8;
 	return 0;
 }
@@ -182,6 +183,11 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct pkt *p,
 		return 0;
 	case IPPROTO_UDP:
 		p->payload = l4 + sizeof(struct udphdr);
+		p->t.sport = h->udp.source;
+		p->t.dport = h->udp.dest;
+		return 0;
+	case IPPROTO_SCTP:
+		/* Its ports are where UDP has them. */
 		p->t.sport = h->udp.source;
 		p->t.dport = h->udp.dest;
 		return 0;
@@ -359,6 +365,7 @@ static __subprogram bool parse_quoted(struct __sk_buff *skb, struct pkt *p)
 	switch (q->t.proto) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
 		q->t.sport = ports[0];
 		q->t.dport = ports[1];
 		return true;

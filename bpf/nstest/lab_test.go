@@ -328,6 +328,8 @@ func (n *node) addPod(name string, id uint16) {
 
 	ifindex := uint32(n.ifindex(p.host))
 	for _, a := range []netip.Addr{p.v4, p.v6} {
+		open := bpf.PolicySide{Flags: uint16(bpf.MapsPolicyFlagsPOLICY_NONE)}
+		n.put(bpf.MapsMapPolicies, uint32(p.id), bpf.Policy{Side: [2]bpf.PolicySide{open, open}})
 		n.put(bpf.MapsMapEndpoints, bpf.AddrFrom(a), bpf.Endpoint{Ifindex: ifindex, Identity: p.identity,
 			Id: id, Mac: mac, HostMac: hostMAC})
 	}

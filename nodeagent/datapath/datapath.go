@@ -124,6 +124,8 @@ type Datapath struct {
 	services   *delta.Table[bpf.ServiceKey, bpf.Service]
 	backends   *delta.Table[bpf.BackendKey, bpf.Backend]
 
+	policy policyWriter
+
 	// What we were told; nil: nothing yet, so what is adopted stays.
 	pods  map[uint16]Pod
 	hosts map[netip.Addr]bool
@@ -199,6 +201,7 @@ func assemble(opts Options, k *kernel, m *mapSet) *Datapath {
 		devices:    delta.New(&mapStore[uint32, bpf.Device]{m, bpf.MapsMapDevices}),
 		services:   delta.New(&mapStore[bpf.ServiceKey, bpf.Service]{m, bpf.MapsMapServices}),
 		backends:   delta.New(&mapStore[bpf.BackendKey, bpf.Backend]{m, bpf.MapsMapBackends}),
+		policy:     newPolicyWriter(m),
 		gc:         newCollector(),
 	}
 }
@@ -222,6 +225,12 @@ func (d *Datapath) Close() error {
 	defer d.mu.Unlock()
 	d.closed = true
 	d.progs.close()
+	if d.policy.slots != nil {
+		if err := d.policy.slots.close(); err != nil {
+			return fmt.Errorf("unmap policies: %w", err)
+		}
+		d.policy.slots = nil
+	}
 	if err := d.maps.close(); err != nil {
 		return fmt.Errorf("close maps: %w", err)
 	}

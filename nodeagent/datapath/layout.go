@@ -3,9 +3,12 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/kube-cilium/kube-cilium/bpf"
 )
@@ -18,6 +21,8 @@ type layout struct {
 	version int
 	// other version -> how an entry of it becomes one of ours; the result's false: leave the entry behind.
 	reads map[int]convert
+	// fill is called with a map that was just made, before it has its name.
+	fill func(*mapSet, *ebpf.Map) error
 	// keep says what to do with the old entries when the map is made anew with another size or layout.
 	keep keep
 }
@@ -48,7 +53,7 @@ func layouts() []layout {
 		{name: bpf.MapsMapServices, version: 1},
 		{name: bpf.MapsMapBackends, version: 1},
 		{name: bpf.MapsMapServiceNames, version: 1},
-		{name: bpf.MapsMapPolicies, version: 1, keep: keepNothing},
+		{name: bpf.MapsMapPolicies, version: 1, fill: openPods},
 		{name: bpf.MapsMapVerdicts, version: 1},
 		{name: bpf.MapsMapVerdictRanges, version: 1},
 		{name: bpf.MapsMapClasses, version: 1},
@@ -56,6 +61,18 @@ func layouts() []layout {
 		{name: bpf.MapsMapLiveSettings, version: 1},
 		{name: bpf.MapsMapEvents, version: 1, keep: keepNothing},
 	}
+}
+
+// openPods is for the upgrade from a release that knew no policy: the pods that it wired go on as they are until they
+// are told of. A pod that comes later is closed until then.
+func openPods(m *mapSet, policies *ebpf.Map) error {
+	open := bpf.PolicySide{Flags: uint16(bpf.MapsPolicyFlagsPOLICY_NONE)}
+	var err error
+	each := eachEntry(m.open[bpf.MapsMapPodInterfaces], m.batch, func(_ uint32, pod bpf.PodInterface) bool {
+		err = policies.Put(uint32(pod.Id), bpf.Policy{Side: [2]bpf.PolicySide{open, open}})
+		return err == nil
+	})
+	return errors.Join(each, err)
 }
 
 // PinName is the name under which a map of the given layout is pinned.

@@ -158,6 +158,12 @@ func (m *mapSet) openOne(l layout) error {
 		made.Close()
 		return err
 	}
+	if l.fill != nil {
+		if err := l.fill(m, made); err != nil {
+			made.Close()
+			return fmt.Errorf("fill map %s: %w", l.name, err)
+		}
+	}
 	if err := pinMap(made, m.pin(l)); err != nil {
 		made.Close()
 		return fmt.Errorf("pin map %s: %w", l.name, err)

@@ -241,8 +241,12 @@ func (d *Datapath) writePods(pods map[uint16]Pod, all bool) error {
 	if err != nil {
 		return fmt.Errorf("set pods: %w", err)
 	}
+	others := otherIdentities(actualEndpoints, endpoints, func(e bpf.Endpoint) uint32 { return e.Identity })
 	if err := delta.Apply(first, second); err != nil {
 		return fmt.Errorf("set pods: %w", err)
+	}
+	if others {
+		return d.nextGeneration()
 	}
 	return nil
 }
@@ -274,6 +278,9 @@ func (d *Datapath) removeEntries(id uint16) error {
 	}
 	if err := d.interfaces.Delete(indices...); err != nil {
 		return fmt.Errorf("remove endpoint %d: %w", id, err)
+	}
+	if len(addrs) > 0 {
+		return d.nextGeneration()
 	}
 	return nil
 }

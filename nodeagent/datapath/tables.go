@@ -42,11 +42,30 @@ func (d *Datapath) SetPeers(peers map[netip.Addr]Peer) error {
 	if err != nil {
 		return fmt.Errorf("set peers: %w", err)
 	}
+	known, err := d.peers.Actual()
+	if err != nil {
+		return fmt.Errorf("set peers: %w", err)
+	}
+	others := otherIdentities(known, wanted, func(p bpf.Peer) uint32 { return p.Identity })
 	// A peer refers to its node: the node comes first and goes last.
 	if err := delta.Apply(&nodeStage{d.maps.open[bpf.MapsMapNodes], nodes}, change); err != nil {
 		return fmt.Errorf("set peers: %w", err)
 	}
+	if others {
+		return d.nextGeneration()
+	}
 	return nil
+}
+
+// otherIdentities tells whether an address is not any longer whose it was. Connections to it were judged as to the one
+// before, so they have to be judged again. Of one that becomes known no verdict is kept (bpf/lib/policy.h).
+func otherIdentities[K comparable, V any](before, after map[K]V, identity func(V) uint32) bool {
+	for k, was := range before {
+		if now, ok := after[k]; !ok || identity(now) != identity(was) {
+			return true
+		}
+	}
+	return false
 }
 
 // nodeStage makes the keys of the map of nodes the given ones. What a node's entry says belongs to the programs.
@@ -88,10 +107,18 @@ func (d *Datapath) SetPrefixes(prefixes map[netip.Prefix]Peer) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.prefixes.Set(wanted); err != nil {
+	change, err := d.prefixes.Change(wanted)
+	if err != nil {
 		return fmt.Errorf("set prefixes: %w", err)
 	}
-	return nil
+	if change.Empty() {
+		return nil
+	}
+	if err := delta.Apply(change); err != nil {
+		return fmt.Errorf("set prefixes: %w", err)
+	}
+	// Any prefix may have changed whose an address is.
+	return d.nextGeneration()
 }
 
 // networkOrder swaps a host order port as the maps want it.
