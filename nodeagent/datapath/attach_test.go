@@ -59,6 +59,7 @@ func TestTCXAndClsactTakeTurns(t *testing.T) {
 	f := newFixture(t)
 	d := f.start(f.config())
 	p, q := f.addPod(d, 5), f.addPod(d, 6)
+	letPass(t, d, p, q)
 	must(t, d.SetPods([]Pod{p, q}))
 	up, over := deviceNamed(t, "up0"), deviceNamed(t, OverlayDevice)
 	hooks := map[bpf.Hook]device{
@@ -106,6 +107,7 @@ func TestTCXAndClsactTakeTurns(t *testing.T) {
 	before := filterIDs(t, hooks)
 	must(t, d.Close())
 	d = f.start(forced)
+	letPass(t, d, p, q)
 	must(t, d.SetPods([]Pod{p, q}))
 	if after := filterIDs(t, hooks); !maps.Equal(before, after) {
 		t.Errorf("filters %v, before the restart %v", after, before)
@@ -140,8 +142,10 @@ func TestOtherConstantsFlipTheSlotsOnly(t *testing.T) {
 	f := newFixture(t)
 	d := f.start(f.config())
 	p := f.addPod(d, 5)
+	letPass(t, d, p)
 	must(t, d.SetPods([]Pod{p}))
 	q := f.addPod(d, 6)
+	letPass(t, d, p, q)
 	must(t, d.SetPods([]Pod{p, q}))
 	running := f.flows(p, q)
 	before := f.ids()
@@ -189,6 +193,7 @@ func TestAnotherBuildsStub(t *testing.T) {
 	f := newFixture(t)
 	d := f.start(f.config())
 	p, q := f.addPod(d, 5), f.addPod(d, 6)
+	letPass(t, d, p, q)
 	must(t, d.SetPods([]Pod{p, q}))
 	before := f.ids()
 	running := f.flows(p, q)
@@ -202,6 +207,7 @@ func TestAnotherBuildsStub(t *testing.T) {
 		}
 	}
 	d = f.start(f.config())
+	letPass(t, d, p, q)
 	must(t, d.SetPods([]Pod{p, q}))
 	time.Sleep(50 * time.Millisecond)
 	running.end(t, 0)
@@ -277,6 +283,7 @@ func TestFiltersComeBack(t *testing.T) {
 	f := newFixture(t)
 	d := f.start(f.config())
 	p := f.addPod(d, 5)
+	letPass(t, d, p)
 	must(t, d.SetPods([]Pod{p}))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)

@@ -60,6 +60,7 @@ func TestRestartChangesNothing_CVE_2023_27595(t *testing.T) {
 	f := newFixture(t)
 	d := f.start(f.config())
 	p, q := f.addPod(d, 7), f.addPod(d, 8)
+	letPass(t, d, p, q)
 	must(t, d.SetPods([]Pod{p, q}))
 	running := f.flows(p, q)
 	podFilters := map[bpf.Hook]device{bpf.MapsHookHOOK_FROM_POD: p.device(), bpf.MapsHookHOOK_TO_POD: p.device()}
@@ -67,6 +68,7 @@ func TestRestartChangesNothing_CVE_2023_27595(t *testing.T) {
 	for range 3 {
 		must(t, d.Close())
 		d = f.start(f.config())
+		letPass(t, d, p, q)
 		must(t, d.SetPods([]Pod{p, q}))
 	}
 	time.Sleep(100 * time.Millisecond)
@@ -140,7 +142,7 @@ func TestArraysAreNotReportedAsFull(t *testing.T) {
 		if fillless != (m.Entries == -1) {
 			t.Errorf("%s (%s): %d entries of %d", m.Name, kind, m.Entries, m.MaxEntries)
 		}
-		if m.MaxEntries <= 0 || m.Bytes <= 0 {
+		if m.MaxEntries <= 0 || m.Bytes <= 0 && m.Entries != 0 { // an empty trie takes nothing
 			t.Errorf("%s: %+v", m.Name, m)
 		}
 	}
@@ -152,6 +154,7 @@ func TestTrafficNeedsNoAgent_30609(t *testing.T) {
 	f := newFixture(t)
 	d := f.start(f.config())
 	p, q := f.addPod(d, 7), f.addPod(d, 8)
+	letPass(t, d, p, q)
 	must(t, d.SetPods([]Pod{p, q}))
 	running := f.flows(p, q)
 	for _, ip := range []netip.Addr{outside4, outside6} {

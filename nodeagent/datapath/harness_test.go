@@ -298,8 +298,17 @@ func (f *fixture) pod(id uint16) Pod {
 func (f *fixture) addPod(d *Datapath, id uint16) Pod {
 	f.t.Helper()
 	p := f.pod(id)
+	letPass(f.t, d, p)
 	must(f.t, d.AddPod(p))
 	return p
+}
+
+// letPass says that no policy selects the pods: without a word they are closed.
+func letPass(t testing.TB, d *Datapath, pods ...Pod) {
+	t.Helper()
+	for _, p := range pods {
+		must(t, d.SetPodPolicy(p.ID, PodPolicy{}))
+	}
 }
 
 func (f *fixture) config() Config {

@@ -122,6 +122,15 @@ func (d *Datapath) fill(name string) int64 {
 	case bpf.MapsMapBackends:
 		a, err := d.backends.Actual()
 		return count(len(a), err)
+	case bpf.MapsMapClasses:
+		a, err := d.policy.classes.Actual()
+		return count(len(a), err)
+	case bpf.MapsMapVerdicts:
+		err := d.policy.load()
+		return count(d.policy.singles, err)
+	case bpf.MapsMapVerdictRanges:
+		err := d.policy.load()
+		return count(d.policy.ranges, err)
 	case bpf.MapsMapHooks:
 		return int64(len(bpf.DevicePrograms()))
 	case bpf.MapsMapNodes:

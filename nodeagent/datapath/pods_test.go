@@ -131,6 +131,7 @@ func TestSweepOnlyAfterTheWholeTable(t *testing.T) {
 	if n := len(contents[bpf.Addr, bpf.Endpoint](t, d, bpf.MapsMapEndpoints)); n != 8 {
 		t.Errorf("%d endpoints after an addition", n)
 	}
+	letPass(t, d, stays, third)
 	must(t, d.SetPods([]Pod{stays, third}))
 	if n := len(contents[bpf.Addr, bpf.Endpoint](t, d, bpf.MapsMapEndpoints)); n != 6 {
 		t.Errorf("%d endpoints after the table", n)
@@ -158,6 +159,7 @@ func TestReplacedPod(t *testing.T) {
 	if e := endpoints[bpf.AddrFrom(next.IPv6)]; e.Ifindex != uint32(next.Ifindex) || e.Id != 31 {
 		t.Errorf("endpoint %+v", e)
 	}
+	letPass(t, d, next)
 	must(t, d.SetPods([]Pod{next}))
 	if got := ourRoutesText(t); len(got) != 2 {
 		t.Errorf("routes %v", got)
@@ -169,6 +171,7 @@ func TestTamperingIsRepaired_CVE_2020_8558_CVE_2020_10749(t *testing.T) {
 	f := newFixture(t)
 	d := f.start(f.config())
 	p := f.addPod(d, 41)
+	letPass(t, d, p)
 	must(t, d.SetPods([]Pod{p}))
 	sysctls := map[string]string{}
 	for _, s := range append(podSettings(p.Interface, true), overlaySettings(true)...) {
@@ -225,6 +228,7 @@ func TestMapGrowthKeepsEntries(t *testing.T) {
 	cfg := f.config()
 	d := f.start(cfg)
 	p, q := f.addPod(d, 51), f.addPod(d, 52)
+	letPass(t, d, p, q)
 	must(t, d.SetPods([]Pod{p, q}))
 	now, err := tick()
 	must(t, err)
@@ -243,6 +247,7 @@ func TestMapGrowthKeepsEntries(t *testing.T) {
 	for _, size := range []uint32{8192, 65536, 4096} {
 		cfg.ConntrackMax, cfg.UnansweredPerEndpoint = size, size/16
 		must(t, d.Configure(t.Context(), cfg))
+		letPass(t, d, p, q)
 		must(t, d.SetPods([]Pod{p, q}))
 		m := d.maps.open[bpf.MapsMapConntrack]
 		if m.MaxEntries() != size {
@@ -282,6 +287,7 @@ func TestLayoutThereAndBack(t *testing.T) {
 	f := newFixture(t)
 	d := f.start(f.config())
 	a, b := f.addPod(d, 81), f.addPod(d, 82)
+	letPass(t, d, a, b)
 	must(t, d.SetPods([]Pod{a, b}))
 	unknown, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 	must(t, err)
@@ -302,6 +308,7 @@ func TestLayoutThereAndBack(t *testing.T) {
 		}
 		d = f.openWith(other)
 		must(t, d.SetHostAddresses([]netip.Addr{node4, node6}))
+		letPass(t, d, a, b)
 		must(t, d.SetPods([]Pod{a, b}))
 		must(t, d.Configure(t.Context(), f.config()))
 		var c bpf.Conn
@@ -478,7 +485,7 @@ func TestCollectorTakesWhatIsOver(t *testing.T) {
 		if m.Name == bpf.MapsMapConntrack && m.Entries < 2 {
 			t.Errorf("conntrack's fill is %d", m.Entries)
 		}
-		if m.Bytes == 0 {
+		if m.Bytes == 0 && m.Entries != 0 { // an empty trie takes nothing
 			t.Errorf("map %s has no size", m.Name)
 		}
 	}
@@ -634,6 +641,7 @@ func TestStackPathThroughAFirewall(t *testing.T) {
 	cfg.Forbidden = []v1alpha1.KernelFeature{v1alpha1.FeatureRedirectNeigh, v1alpha1.FeatureRedirectPeer}
 	d := f.start(cfg)
 	a, b := f.addPod(d, 73), f.addPod(d, 74)
+	letPass(t, d, a, b)
 	must(t, d.SetPods([]Pod{a, b}))
 	running := f.flows(a, b)
 	time.Sleep(50 * time.Millisecond)
@@ -668,6 +676,7 @@ func TestEveryFallbackCarriesTraffic(t *testing.T) {
 	f := newFixture(t)
 	d := f.start(f.config())
 	a, b := f.addPod(d, 71), f.addPod(d, 72)
+	letPass(t, d, a, b)
 	must(t, d.SetPods([]Pod{a, b}))
 	for _, forbidden := range [][]v1alpha1.KernelFeature{
 		nil,

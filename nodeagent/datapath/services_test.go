@@ -46,6 +46,7 @@ func TestClusterIPBySocket(t *testing.T) {
 	moveInto(t, f.opts.CgroupRoot)
 	d := f.start(f.config())
 	a, b := f.addPod(d, 91), f.addPod(d, 92)
+	letPass(t, d, a, b)
 	must(t, d.SetPods([]Pod{a, b}))
 	var table []service.Frontend
 	for clusterIP, backend := range map[string]netip.Addr{"10.96.0.80": b.IPv4, "fd00:96::80": b.IPv6} {
@@ -66,6 +67,7 @@ func TestClusterIPBySocket(t *testing.T) {
 	}
 	must(t, d.Close())
 	d = f.start(f.config())
+	letPass(t, d, a, b)
 	must(t, d.SetPods([]Pod{a, b}))
 	must(t, d.SetServices(table))
 	running.end(t, 0)

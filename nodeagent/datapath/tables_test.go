@@ -244,6 +244,7 @@ func TestRoutesAreRepairedAndOthersLeftAlone(t *testing.T) {
 	f := newFixture(t)
 	d := f.start(f.config())
 	p := f.addPod(d, 3)
+	letPass(t, d, p)
 	must(t, d.SetPods([]Pod{p}))
 	// Somebody else's route to one of the prefixes' neighbours.
 	foreign := netip.MustParsePrefix("10.88.0.0/16")
