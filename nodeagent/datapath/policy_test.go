@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/kube-cilium/kube-cilium/bpf"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
+)
+
+// allows is a table that lets each peer in on TCP 80, and the first also everywhere over UDP.
+func allows(rule policy.RuleID, peers ...policy.Peer) *policy.Table {
+	t := &policy.Table{Entries: map[policy.Key]policy.Entry{}, Default: 99}
+	for _, p := range peers {
+		t.Entries[policy.Key{Peer: p, Protocol: 6, Bits: 16, Port: 80}] = policy.Entry{Verdict: policy.Allow, Rule: rule, Precedence: 8}
+		t.Entries[policy.Key{Peer: p, Protocol: 17}] = policy.Entry{Verdict: policy.Allow, Rule: rule, Precedence: 8}
+	}
+	return t
+}
+
+func generation(t *testing.T, d *Datapath) uint32 {
+	t.Helper()
+	var s bpf.Settings
+	must(t, d.maps.open[bpf.MapsMapLiveSettings].Lookup(uint32(0), &s))
+	return s.Generation
+}
+
+// kernelTables reads what the kernel holds, past the writer's memory.
+func kernelTables(t *testing.T, d *Datapath) (map[uint16]bpf.Policy, map[uint16]map[policy.Key]policy.Entry) {
+	t.Helper()
+	w := newPolicyWriter(d.maps)
+	must(t, w.load())
+	defer func() { must(t, w.slots.close()) }()
+	tables := map[uint16]map[policy.Key]policy.Entry{}
+	for id, table := range w.tables {
+		tables[id] = table.entries
+	}
+	return w.pods, tables
+}
+
+// holds checks that a pod's direction has this table in the kernel.
+func holds(t *testing.T, d *Datapath, id uint16, side policy.Direction, want *policy.Table) uint16 {
+	t.Helper()
+	pods, tables := kernelTables(t, d)
+	slot := pods[id].Side[side]
+	switch {
+	case want == nil:
+		if slot.Flags != uint16(bpf.MapsPolicyFlagsPOLICY_NONE) {
+			t.Errorf("endpoint %d %s: %+v, want it open", id, side, slot)
+		}
+	case slot.DefaultRule != uint32(want.Default) || !maps.Equal(tables[slot.Table], want.Entries):
+		t.Errorf("endpoint %d %s: %+v with\n%v, want\n%v", id, side, slot, tables[slot.Table], want.Entries)
+	}
+	return slot.Table
+}
+
+func set(t *testing.T, d *Datapath, pods map[uint16]PodPolicy) {
+	t.Helper()
+	failed, err := d.SetPolicy(pods, nil)
+	must(t, err)
+	if len(failed) > 0 {
+		t.Fatal(failed)
+	}
+}
+
+func TestPolicyTablesAreShared(t *testing.T) {
+	d := newFixture(t).open()
+	one, alike, other := allows(1, 300, 301), allows(1, 300, 301), allows(2, 300)
+	set(t, d, map[uint16]PodPolicy{1: {Ingress: one}, 2: {Ingress: alike, Egress: other}, 3: {}})
+	if a, b := holds(t, d, 1, policy.Ingress, one), holds(t, d, 2, policy.Ingress, one); a != b {
+		t.Errorf("equal tables are %d and %d", a, b)
+	}
+	holds(t, d, 2, policy.Egress, other)
+	holds(t, d, 1, policy.Egress, nil)
+	holds(t, d, 3, policy.Ingress, nil)
+	if _, tables := kernelTables(t, d); len(tables) != 2 {
+		t.Errorf("%d tables in the kernel", len(tables))
+	}
+	// Nothing differs: nothing is written.
+	at := generation(t, d)
+	set(t, d, map[uint16]PodPolicy{1: {Ingress: alike}, 2: {Ingress: one, Egress: other}, 3: {}})
+	if now := generation(t, d); now != at {
+		t.Errorf("generation %d after %d and no change", now, at)
+	}
+	// What nobody refers to any longer goes.
+	set(t, d, map[uint16]PodPolicy{1: {Ingress: one}, 2: {Ingress: one}, 3: {}})
+	if _, tables := kernelTables(t, d); len(tables) != 1 || generation(t, d) != at+1 {
+		t.Errorf("%d tables, generation %d", len(tables), generation(t, d))
+	}
+	// An id that is nobody's is closed with the whole table, one that is dropped at once.
+	must(t, d.SetPods(nil))
+	set(t, d, map[uint16]PodPolicy{1: {}})
+	must(t, d.DropPodPolicy(1))
+	if pods, tables := kernelTables(t, d); len(pods) != 0 || len(tables) != 0 {
+		t.Errorf("left: %v %v", pods, tables)
+	}
+}
+
+func TestPolicyInPlace(t *testing.T) {
+	d := newFixture(t).open()
+	before := allows(1, 300, 301)
+	set(t, d, map[uint16]PodPolicy{1: {Ingress: before}, 2: {Ingress: before}})
+	number := holds(t, d, 1, policy.Ingress, before)
+	for _, c := range []struct {
+		name  string
+		pods  map[uint16]PodPolicy
+		place bool
+	}{
+		{"a peer more", map[uint16]PodPolicy{1: {Ingress: allows(1, 300, 301, 302)}, 2: {Ingress: allows(1, 300, 301, 302)}}, true},
+		{"peers less and another", map[uint16]PodPolicy{1: {Ingress: allows(1, 301, 303)}, 2: {Ingress: allows(1, 301, 303)}}, true},
+		{"everybody: identities and everyone are asked by one packet", map[uint16]PodPolicy{
+			1: {Ingress: allows(1, 301, 303, policy.Anyone)}, 2: {Ingress: allows(1, 301, 303, policy.Anyone)}}, false},
+		{"an entry changed", map[uint16]PodPolicy{1: {Ingress: allows(5, 301, 303)}, 2: {Ingress: allows(5, 301, 303)}}, false},
+		{"one pod of two", map[uint16]PodPolicy{1: {Ingress: allows(5, 301)}, 2: {Ingress: allows(5, 301, 303)}}, false},
+	} {
+		set(t, d, c.pods)
+		now := holds(t, d, 1, policy.Ingress, c.pods[1].Ingress)
+		holds(t, d, 2, policy.Ingress, c.pods[2].Ingress)
+		if (now == number) != c.place {
+			t.Errorf("%s: table %d after %d", c.name, now, number)
+		}
+		number = now
+	}
+	if _, tables := kernelTables(t, d); len(tables) != 2 {
+		t.Errorf("%d tables in the kernel", len(tables))
+	}
+}
+
+// A restart finds what is pinned by its content and writes nothing; before it is told, nothing is swept.
+func TestPolicyRestart(t *testing.T) {
+	f := newFixture(t)
+	d := f.open()
+	table := allows(1, 300, 301, policy.ClassBit|7)
+	classes := map[netip.Prefix]policy.Peer{netip.MustParsePrefix("10.0.0.0/8"): policy.ClassBit | 7}
+	if failed, err := d.SetPolicy(map[uint16]PodPolicy{1: {Ingress: table}}, classes); err != nil || len(failed) > 0 {
+		t.Fatal(failed, err)
+	}
+	// An agent that died while it wrote: a table that nobody refers to.
+	must(t, d.maps.open[bpf.MapsMapVerdicts].Put(bpf.VerdictKey{Table: 40, Peer: 7}, bpf.VerdictEntry{Verdict: 1}))
+	at := generation(t, d)
+	must(t, d.Close())
+
+	d = f.open()
+	must(t, d.SetPodPolicy(2, PodPolicy{Egress: allows(3, 300)}))
+	holds(t, d, 1, policy.Ingress, table)
+	if _, tables := kernelTables(t, d); len(tables) != 3 {
+		t.Errorf("%d tables before the first SetPolicy", len(tables))
+	}
+	if generation(t, d) != at {
+		t.Errorf("a new pod's policy moved the generation")
+	}
+	pods := map[uint16]PodPolicy{1: {Ingress: allows(1, 300, 301, policy.ClassBit|7)}, 2: {Egress: allows(3, 300)}}
+	if failed, err := d.SetPolicy(pods, classes); err != nil || len(failed) > 0 {
+		t.Fatal(failed, err)
+	}
+	if generation(t, d) != at {
+		t.Errorf("generation %d after %d", generation(t, d), at)
+	}
+	if _, tables := kernelTables(t, d); len(tables) != 2 {
+		t.Errorf("%d tables after the first SetPolicy", len(tables))
+	}
+}
+
+// A table is written whole or not at all: who had one keeps it, who had none is closed, and room heals it.
+func TestPolicyFull(t *testing.T) {
+	f := newFixture(t)
+	d := f.open()
+	small := allows(1, 300)
+	set(t, d, map[uint16]PodPolicy{1: {Ingress: small}})
+	limit := int(d.maps.open[bpf.MapsMapVerdicts].MaxEntries())
+	many := func(n int, rule policy.RuleID) *policy.Table {
+		t := &policy.Table{Entries: map[policy.Key]policy.Entry{}, Default: 5}
+		for i := range n {
+			t.Entries[policy.Key{Peer: policy.Peer(1000 + i)}] = policy.Entry{Verdict: policy.Allow, Rule: rule, Precedence: 1}
+		}
+		return t
+	}
+	huge := many(limit+1, 4)
+	failed, err := d.SetPolicy(map[uint16]PodPolicy{1: {Ingress: huge}, 2: {Egress: huge}, 3: {Egress: small}}, nil)
+	must(t, err)
+	if len(failed) != 2 || !errors.Is(failed[1], ErrPolicyFull) || !errors.Is(failed[2], ErrPolicyFull) {
+		t.Fatalf("failed: %v", failed)
+	}
+	holds(t, d, 1, policy.Ingress, small)
+	holds(t, d, 3, policy.Egress, small)
+	pods, tables := kernelTables(t, d)
+	if pods[2].Side[policy.Egress] != (bpf.PolicySide{}) || len(tables) != 1 {
+		t.Errorf("slot %+v, %d tables", pods[2], len(tables))
+	}
+	if err := d.SetPodPolicy(4, PodPolicy{Egress: huge}); !errors.Is(err, ErrPolicyFull) {
+		t.Errorf("a new pod: %v", err)
+	}
+	if pods, _ := kernelTables(t, d); pods[4] != (bpf.Policy{}) {
+		t.Errorf("a new pod without a table is not closed: %+v", pods[4])
+	}
+	// What takes the place of a table that goes fits, though not both at once.
+	half := many(limit*2/3, 6)
+	set(t, d, map[uint16]PodPolicy{1: {Ingress: half}, 2: {}, 3: {}})
+	other := many(limit*2/3, 7)
+	failed, err = d.SetPolicy(map[uint16]PodPolicy{1: {Ingress: other}, 2: {}, 3: {}}, nil)
+	must(t, err)
+	if !errors.Is(failed[1], ErrPolicyFull) {
+		t.Errorf("two tables of two thirds: %v", failed)
+	}
+	set(t, d, map[uint16]PodPolicy{1: {Ingress: small}, 2: {Egress: other}, 3: {}})
+	holds(t, d, 2, policy.Egress, other)
+}
+
+// An upgrade from a release that knew no policy: pods that it wired stay open until they are told of, others are closed.
+func TestPolicyOfPodsFromBefore(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	p := f.addPod(d, 5)
+	must(t, d.Close())
+	for _, name := range []string{bpf.MapsMapPolicies, bpf.MapsMapVerdicts, bpf.MapsMapVerdictRanges, bpf.MapsMapClasses} {
+		m, err := ebpf.LoadPinnedMap(fmt.Sprintf("%s/%s", f.opts.folder(), PinName(name, 1)), &ebpf.LoadPinOptions{ReadOnly: true})
+		must(t, err)
+		must(t, m.Unpin())
+		must(t, m.Close())
+	}
+	d = f.open()
+	pods, _ := kernelTables(t, d)
+	if len(pods) != 1 {
+		t.Errorf("slots %v", pods)
+	}
+	holds(t, d, p.ID, policy.Ingress, nil)
+	holds(t, d, p.ID, policy.Egress, nil)
+}
