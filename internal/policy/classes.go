@@ -100,10 +100,18 @@ func (c *classes) within(b Block, f func(Peer)) {
 		if !inside(p, b.CIDR) {
 			return
 		}
-		if b.holds(p) {
+		if c.lists(b, p) {
 			f(c.numbers[p])
 		}
 	}
+}
+
+// lists tells whether a rule with the block lists the class of a prefix. While the kernel does not know an Except yet, it
+// takes those addresses for the class around, which is then left out as a whole.
+func (c *classes) lists(b Block, p netip.Prefix) bool {
+	return b.holds(p) && !slices.ContainsFunc(b.Except, func(e netip.Prefix) bool {
+		return inside(e, p) && !c.ready([]netip.Prefix{e})
+	})
 }
 
 // holds tells whether the block is about the class of a prefix. Each Except is a class of its own, so a class lies

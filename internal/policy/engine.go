@@ -38,6 +38,8 @@ type Engine struct {
 	names    registry
 	serial   uint64
 	clock    uint64
+	// asked for tables; settled once nothing was left to be written again after that.
+	asked, settled bool
 }
 
 // written is one policy: as it was written last, and as tables have it. They differ while the kernel does not know a
@@ -161,8 +163,11 @@ func prefixesOf(rules []*rule) []netip.Prefix {
 }
 
 // activate puts what is written in force, when the kernel can tell its prefixes apart. Until then the old version stays.
+// After a restart the old version is not known, and to leave the policy out would be wider than it and than the new one:
+// so until all is settled, a policy without an old version is in force at once, without the classes that may hold more
+// addresses than it means.
 func (e *Engine) activate(w *written) bool {
-	if slices.Equal(w.desired, w.active) || !e.classes.ready(prefixesOf(w.desired)) {
+	if slices.Equal(w.desired, w.active) || !e.classes.ready(prefixesOf(w.desired)) && (e.settled || w.active != nil) {
 		return false
 	}
 	e.nameAll(w.desired)
@@ -377,14 +382,20 @@ func (e *Engine) ClassesInForce(inForce map[netip.Prefix]Peer) (again bool) {
 	old := e.classes.known
 	e.classes.known = make(map[netip.Prefix]struct{}, len(inForce))
 	for p, n := range inForce {
-		if e.classes.add(p) {
+		added := e.classes.add(p)
+		if e.classes.numbers[p] != n {
+			e.classes.drop(p) // written by somebody whose numbers are not ours
+			continue
+		}
+		e.classes.known[p] = struct{}{}
+		if added {
 			again = true
 			e.touchClass(p)
 		}
-		if e.classes.numbers[p] == n {
-			e.classes.known[p] = struct{}{}
-		} else {
-			e.classes.drop(p) // written by somebody whose numbers are not ours
+	}
+	for p := range e.classes.known {
+		if _, ok := old[p]; !ok && !e.settled {
+			again = e.touchAround(p) || again
 		}
 	}
 	for p := range old {
@@ -399,7 +410,20 @@ func (e *Engine) ClassesInForce(inForce map[netip.Prefix]Peer) (again bool) {
 			again = true
 		}
 	}
+	e.settled = e.settled || e.asked && !again
 	return again
+}
+
+// touchAround marks the classes around a prefix: rules that leave the prefix out could not list them before.
+func (e *Engine) touchAround(p netip.Prefix) (any bool) {
+	for bits := p.Bits() - 1; bits >= 0; bits-- {
+		around, _ := p.Addr().Prefix(bits)
+		if _, ok := e.classes.numbers[around]; ok {
+			any = true
+			e.touchClass(around)
+		}
+	}
+	return any
 }
 
 // Waiting tells whether a policy waits for ClassesInForce. A new pod must wait too: its tables are those of the policy's

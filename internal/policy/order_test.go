@@ -25,13 +25,39 @@ func (k *kernel) allows(a netip.Addr) bool {
 	return askTable(k.ingress, k.classes, End{Identity: identity.World, Addr: a}, 6, 80).Verdict == Allow
 }
 
+// change deletes a policy or gives it other ipBlocks.
+func change(t *rapid.T, e *Engine, ref Ref) {
+	if rapid.IntRange(0, 3).Draw(t, "delete") == 0 {
+		e.DeletePolicy(ref)
+	} else {
+		rules := []Rule{{Tier: Normal, Isolates: true, Subject: PodSelector{Namespace: "a"}, Direction: Ingress}}
+		for i := range rapid.IntRange(0, 2).Draw(t, "items") {
+			r := Rule{Tier: Normal, Verdict: Allow, Subject: PodSelector{Namespace: "a"}, Direction: Ingress, AnyPort: true, Path: fmt.Sprint(i)}
+			for range rapid.IntRange(1, 2).Draw(t, "blocks") {
+				b := Block{CIDR: rapid.SampledFrom(somePrefixes).Draw(t, "cidr")}
+				for _, p := range somePrefixes {
+					if p != b.CIDR && inside(p, b.CIDR) && rapid.IntRange(0, 3).Draw(t, "except") == 0 {
+						b.Except = append(b.Except, p)
+					}
+				}
+				r.Peers = append(r.Peers, b)
+			}
+			rules = append(rules, r)
+		}
+		if err := e.SetPolicy(ref, rules); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // While prefixes come and go, at no moment is an address let in that neither the old policies nor the new ones let in,
 // and at no moment one kept out that both let in.
 func TestPrefixesChangeInSafeOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		e, k := NewEngine(), kernel{}
-		e.ClassesInForce(nil)
 		s := Subject{Labels: podLabels("a", nil)}
+		e.Tables(s)
+		e.ClassesInForce(nil)
 		would := func(a netip.Addr) bool {
 			return e.Evaluate(Flow{Source: End{Identity: identity.World, Addr: a}, Destination: End{Pod: &s}, Protocol: 6, Port: 80}).Verdict == Allow
 		}
@@ -42,28 +68,7 @@ func TestPrefixesChangeInSafeOrder(t *testing.T) {
 		for range rapid.IntRange(1, 6).Draw(t, "changes") {
 			// One change at a time: of two policies, one may come into force before the other, as if it had been written
 			// before the other.
-			ref := drawRef(t)
-			if rapid.IntRange(0, 3).Draw(t, "delete") == 0 {
-				e.DeletePolicy(ref)
-			} else {
-				rules := []Rule{{Tier: Normal, Isolates: true, Subject: PodSelector{Namespace: "a"}, Direction: Ingress}}
-				for i := range rapid.IntRange(0, 2).Draw(t, "items") {
-					r := Rule{Tier: Normal, Verdict: Allow, Subject: PodSelector{Namespace: "a"}, Direction: Ingress, AnyPort: true, Path: fmt.Sprint(i)}
-					for range rapid.IntRange(1, 2).Draw(t, "blocks") {
-						b := Block{CIDR: rapid.SampledFrom(somePrefixes).Draw(t, "cidr")}
-						for _, p := range somePrefixes {
-							if p != b.CIDR && inside(p, b.CIDR) && rapid.IntRange(0, 3).Draw(t, "except") == 0 {
-								b.Except = append(b.Except, p)
-							}
-						}
-						r.Peers = append(r.Peers, b)
-					}
-					rules = append(rules, r)
-				}
-				if err := e.SetPolicy(ref, rules); err != nil {
-					t.Fatal(err)
-				}
-			}
+			change(t, e, drawRef(t))
 			after := map[netip.Addr]bool{}
 			for _, a := range someAddresses {
 				after[a] = would(a)
@@ -101,6 +106,61 @@ func TestPrefixesChangeInSafeOrder(t *testing.T) {
 	})
 }
 
+// Policies that changed while the agent was away: at no moment of its start is an address let in that neither the old ones
+// nor the new ones let in.
+func TestPrefixesThatChangedDuringARestart(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := Subject{Labels: podLabels("a", nil)}
+		old := NewEngine()
+		for range rapid.IntRange(0, 4).Draw(t, "policies") {
+			change(t, old, drawRef(t))
+		}
+		k := kernel{classes: old.Classes()}
+		k.ingress, _ = old.Tables(s)
+		before := k
+		e := NewEngine()
+		e.ClassesInForce(k.classes)
+		for ref, w := range old.policies {
+			if rapid.Bool().Draw(t, "changed") {
+				change(t, e, ref)
+				continue
+			}
+			var rules []Rule
+			for _, r := range w.desired {
+				rules = append(rules, r.Rule)
+			}
+			if err := e.SetPolicy(ref, rules); err != nil {
+				t.Fatal(err)
+			}
+		}
+		would := func(a netip.Addr) bool {
+			return e.Evaluate(Flow{Source: End{Identity: identity.World, Addr: a}, Destination: End{Pod: &s}, Protocol: 6, Port: 80}).Verdict == Allow
+		}
+		check := func() {
+			for _, a := range someAddresses {
+				if k.allows(a) && !before.allows(a) && !would(a) {
+					t.Fatalf("%s is let in", a)
+				}
+			}
+		}
+		for again, round := true, 0; again; round++ {
+			if round > 4 {
+				t.Fatal("no end")
+			}
+			k.ingress, _ = e.Tables(s)
+			check()
+			k.classes = e.Classes()
+			check()
+			again = e.ClassesInForce(k.classes)
+		}
+		for _, a := range someAddresses {
+			if k.allows(a) != would(a) {
+				t.Fatalf("%s: %t in the end", a, k.allows(a))
+			}
+		}
+	})
+}
+
 // A restart finds the prefixes that the kernel has, under numbers that are the same.
 func TestClassesAreTheSameAfterARestart(t *testing.T) {
 	a, b := NewEngine(), NewEngine()
@@ -119,7 +179,9 @@ func TestClassesAreTheSameAfterARestart(t *testing.T) {
 	// What the kernel has and nobody names stays in tables until the kernel has it no more; a strange number is not ours.
 	old, strange := netip.MustParsePrefix("10.1.2.0/24"), netip.MustParsePrefix("10.1.3.0/24")
 	c := NewEngine()
-	c.ClassesInForce(map[netip.Prefix]Peer{old: c.numberOf(old), strange: ClassBit | 1})
+	c.Tables(Subject{Labels: podLabels("a", nil)})
+	for c.ClassesInForce(map[netip.Prefix]Peer{old: c.numberOf(old), strange: ClassBit | 1}) {
+	}
 	if err := c.SetPolicy(Ref{KindNetworkPolicy, "a", "p"}, []Rule{{Verdict: Allow, Direction: Ingress, AnyPort: true, Peers: []PeerSelector{Block{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}}); err != nil {
 		t.Fatal(err)
 	}

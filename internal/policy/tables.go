@@ -64,6 +64,7 @@ type tier struct {
 func (e *Engine) Tables(s Subject) (ingress, egress *Table) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.asked = true
 	sub := e.subject(s)
 	ingress, egress = e.table(sub.sides[Ingress]), e.table(sub.sides[Egress])
 	if e.names.sweep(e.liveRules) {
@@ -476,7 +477,7 @@ func (e *Engine) isAbout(r *rule, p Peer) bool {
 		return named && i != nil && len(i.ports) > 0
 	case p&ClassBit != 0:
 		prefix, ok := e.classes.holders[p]
-		return ok && slices.ContainsFunc(r.blocks, func(b Block) bool { return b.holds(prefix) })
+		return ok && slices.ContainsFunc(r.blocks, func(b Block) bool { return e.classes.lists(b, prefix) })
 	}
 	return slices.ContainsFunc(r.selectors, func(s *selector) bool { _, ok := s.matches[identity.Number(p)]; return ok }) ||
 		slices.ContainsFunc(r.Peers, func(x PeerSelector) bool { n, ok := x.(Entity); return ok && Peer(n) == p })
