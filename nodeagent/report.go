@@ -223,7 +223,6 @@ func (r *Report) count(s *v1alpha1.CiliumNodeReportStatus) {
 // cold is the part of a report that is written at once when it turns.
 func cold(s v1alpha1.CiliumNodeReportStatus) v1alpha1.CiliumNodeReportStatus {
 	s.Maps, s.IPAM, s.Drops, s.Endpoints, s.ObservedNodes = nil, nil, nil, 0, ""
-	s.Flows = v1alpha1.FlowCounters{}
 	s.Flows, s.Policies = v1alpha1.FlowCounters{}, nil
 	s.Programs = slices.Clone(s.Programs)
 	for i := range s.Programs {
