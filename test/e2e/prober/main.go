@@ -2,8 +2,9 @@
 
 // Command prober is both ends of every end-to-end test: it serves, it asks once
 // (check), it keeps asking with sequence numbers (stream), so that a lost,
-// doubled or refused packet is counted and not guessed, and it misbehaves
-// (flood, bounded). Results are JSON on stdout.
+// doubled or refused packet is counted and not guessed, it writes down the time
+// of each message at both ends (send, sink), and it misbehaves (flood,
+// bounded). Results are JSON on stdout.
 package main
 
 import (
@@ -28,7 +29,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return fmt.Errorf("say what to do: serve, check, stream or flood")
+		return fmt.Errorf("say what to do: serve, check, stream, send, sink or flood")
 	}
 	fs := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	switch args[0] {
@@ -62,6 +63,21 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		return json.NewEncoder(os.Stdout).Encode(res)
+	case "send":
+		rate := fs.Int("rate", 25, "messages a second on each flow")
+		path := fs.String("record", "", "file for what was sent")
+		if err := fs.Parse(args[1:]); err != nil {
+			return err
+		}
+		return send(ctx, fs.Args(), *rate, *path)
+	case "sink":
+		port := fs.Int("port", 8080, "TCP and UDP port")
+		path := fs.String("record", "", "file for what arrived")
+		stay := fs.Bool("stay", false, "go on when told to end")
+		if err := fs.Parse(args[1:]); err != nil {
+			return err
+		}
+		return sink(ctx, *port, *path, *stay)
 	case "flood":
 		dst := fs.String("dst", "", "IPv4 address:port")
 		count := fs.Int("count", 100000, "SYNs to send")
