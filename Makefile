@@ -17,7 +17,7 @@ WORKERS ?= 2
 FAMILY ?= dual
 INSTALL_DIR ?= $(HOME)/.local/bin
 # What eBPF and its generated code are made with; the packages of a test cluster are in test/cluster/packages.txt.
-DEV_PACKAGES := clang-19 llvm-19 libbpf-dev procps git make
+DEV_PACKAGES := clang-19 llvm-19 libbpf-dev procps git make ipset
 BINARIES := cilium-agent cilium-operator cilium-cni
 TEST_CLUSTER = $(CURDIR)/bin/test-cluster
 
@@ -36,12 +36,15 @@ up: build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Bring a real clu
 	@$(TEST_CLUSTER) up --name $(CLUSTER) --workers $(WORKERS) --cni ours
 	@eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"; set -e; export PATH="$(CURDIR)/bin:$$PATH"; \
 	kubectl apply -f test/cluster/demo/demo.yaml >/dev/null; \
-	kubectl -n demo rollout status deployment/server deployment/client --timeout=90s >/dev/null; \
+	kubectl -n demo rollout status deployment/server deployment/client deployment/stranger --timeout=90s >/dev/null; \
 	set -x; \
 	kubectl cilium status --wait --timeout 60s; \
 	kubectl -n demo get pods -o wide; \
-	kubectl -n demo logs deployment/client --tail=6; \
-	kubectl hubble flows -n demo --last 12
+	kubectl apply -f test/cluster/demo/policy.yaml; \
+	{ set +x; } 2>/dev/null; timeout 60 sh -c 'until kubectl -n demo logs deployment/stranger --tail=1 | grep -q error; do sleep 1; done'; set -x; \
+	kubectl -n demo logs deployment/client --tail=3; \
+	kubectl -n demo logs deployment/stranger --tail=3; \
+	kubectl hubble flows -n demo --verdict DROPPED --last 4
 	@echo; echo 'To go on: eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"; PATH=$(CURDIR)/bin:$$PATH'; echo 'To end:   make down'
 
 .PHONY: down

@@ -90,6 +90,13 @@ func benchmark(ctx context.Context, o options) (err error) {
 		}
 		figures = append(figures, f...)
 	}
+	if want("policy") {
+		f, err := policyFigures(ctx, log, c, g, min(o.rounds, 100), o.millis)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+	}
 	vxlan := shape{name: "two nodes, VXLAN", client: clientPod, server: other, dst: other.ips["4"]}
 	if want("cross") || want("cut") {
 		if err := c.wire(ctx); err != nil {
@@ -154,6 +161,16 @@ func benchmark(ctx context.Context, o options) (err error) {
 	}
 	if want("memory") {
 		f, err := memoryFigures(ctx, log, c)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+	}
+	if want("enforced") {
+		if err := hundredPods(ctx, log, c); err != nil {
+			return err
+		}
+		f, err := enforcedFigures(ctx, log, c)
 		if err != nil {
 			return err
 		}

@@ -12,19 +12,26 @@ import (
 	"time"
 )
 
-// memoryFigures starts 100 pods on the first node and reads what the agent and the operator hold, and each map's bytes.
-func memoryFigures(ctx context.Context, log io.Writer, c *ours) ([]Figure, error) {
+// hundredPods fills the first node up to a hundred pods; those that are there already stay.
+func hundredPods(ctx context.Context, log io.Writer, c *ours) error {
 	const pods = 100
 	node := c.Nodes[0].Name
 	var yaml strings.Builder
 	for i := range pods - 2 { // client and same are there already
 		yaml.WriteString(podYAML(fmt.Sprintf("fill-%d", i), node))
 	}
-	fmt.Fprintf(log, "starting %d pods on %s\n", pods, node)
+	fmt.Fprintf(log, "%d pods on %s\n", pods, node)
 	if _, err := c.Kubectl(ctx, []byte(yaml.String()), "apply", "-f", "-"); err != nil {
-		return nil, err
+		return err
 	}
-	if _, err := c.Kubectl(ctx, nil, "-n", benchNamespace, "wait", "--for=condition=Ready", "--timeout=300s", "pod", "--all"); err != nil {
+	_, err := c.Kubectl(ctx, nil, "-n", benchNamespace, "wait", "--for=condition=Ready", "--timeout=300s", "pod", "--all")
+	return err
+}
+
+// memoryFigures reads what the agent and the operator hold with a hundred pods on the first node, and each map's bytes.
+func memoryFigures(ctx context.Context, log io.Writer, c *ours) ([]Figure, error) {
+	node := c.Nodes[0].Name
+	if err := hundredPods(ctx, log, c); err != nil {
 		return nil, err
 	}
 	var figures []Figure

@@ -26,6 +26,8 @@ type ground struct {
 	like   string
 	groups []string // made, the innermost last
 	links  []io.Closer
+	// also are grounds of which each is closed with this one: names in one ground are given once.
+	also []*ground
 }
 
 func (g *ground) space(name string) (place, error) {
@@ -69,6 +71,9 @@ func (g *ground) group(name string) (procs string, err error) {
 }
 
 func (g *ground) close() {
+	for _, h := range g.also {
+		h.close()
+	}
 	for _, l := range g.links {
 		_ = l.Close()
 	}

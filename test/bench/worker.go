@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,7 +26,7 @@ const (
 
 // job is one slice of work for a client, a line of JSON on its stdin.
 type job struct {
-	// Kind is rr, crr, stream or udp.
+	// Kind is rr, crr, stream, udp or watch.
 	Kind string `json:"kind"`
 	Dst  string `json:"dst"`
 	// CPU that the client pins itself to.
@@ -37,8 +38,12 @@ type job struct {
 // tally is what came of it, a line of JSON on the client's stdout.
 type tally struct {
 	// Units are transactions, or bytes of a stream.
-	Units int64  `json:"units"`
-	Nanos int64  `json:"nanos"`
+	Units int64 `json:"units"`
+	Nanos int64 `json:"nanos"`
+	// First and Last are when the first and the last datagram was sent that was answered, of a watch, in Unix
+	// nanoseconds.
+	First int64  `json:"first,omitempty"`
+	Last  int64  `json:"last,omitempty"`
 	Error string `json:"error,omitempty"`
 }
 
@@ -120,6 +125,8 @@ func work(j job, open map[job]int) (tally, error) {
 	}
 	d := time.Duration(j.Millis) * time.Millisecond
 	switch j.Kind {
+	case "watch":
+		return watch(netip.AddrPortFrom(ip, portUDP), d)
 	case "crr":
 		return repeat(d, 1, func() error { return crr(netip.AddrPortFrom(ip, portCRR)) })
 	case "rr", "udp", "stream":
@@ -178,6 +185,49 @@ func repeat(d time.Duration, units int64, f func() error) (tally, error) {
 		}
 		t.Units += units
 	}
+	t.Nanos = time.Since(start).Nanoseconds()
+	return t, nil
+}
+
+// watch sends a datagram each millisecond and tells when the first and the last that were answered were sent.
+func watch(dst netip.AddrPort, d time.Duration) (tally, error) {
+	fd, err := dialFD(dst, unix.SOCK_DGRAM)
+	if err != nil {
+		return tally{}, err
+	}
+	defer unix.Close(fd)
+	var t tally
+	start := time.Now()
+	read := func() {
+		for {
+			var m [8]byte
+			n, _, err := unix.Recvfrom(fd, m[:], unix.MSG_DONTWAIT)
+			if errors.Is(err, unix.ECONNREFUSED) {
+				continue
+			}
+			if err != nil {
+				return
+			}
+			if n != len(m) {
+				continue
+			}
+			sent := int64(binary.BigEndian.Uint64(m[:]))
+			if t.First == 0 {
+				t.First = sent
+			}
+			t.Last = max(t.Last, sent)
+			t.Units++
+		}
+	}
+	for time.Since(start) < d {
+		var m [8]byte
+		binary.BigEndian.PutUint64(m[:], uint64(time.Now().UnixNano()))
+		_, _ = unix.Write(fd, m[:]) // a refusal of an earlier one is reported here
+		time.Sleep(time.Millisecond)
+		read()
+	}
+	time.Sleep(50 * time.Millisecond)
+	read()
 	t.Nanos = time.Since(start).Nanoseconds()
 	return t, nil
 }
