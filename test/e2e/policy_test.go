@@ -94,7 +94,7 @@ func TestPolicy(t *testing.T) {
 // policyConformance runs a handful of Kubernetes' own specs; make conformance runs them all.
 func policyConformance(t *testing.T, c *cluster) {
 	cmd := exec.CommandContext(t.Context(), testClusterTool(t), "conformance", "--name", c.Name, "--report", t.TempDir(),
-		"--focus", "Netpol NetworkPolicy.*('default-deny-all' policy|based on PodSelector and NamespaceSelector|except clause|allow egress access on one named port|ingress access from updated pod)")
+		"--focus", "Netpol NetworkPolicy.*('default-deny-all' policy|enforce policy based on PodSelector and NamespaceSelector|except clause|allow egress access on one named port|ingress access from updated pod)")
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)
 	if err != nil {
