@@ -41,7 +41,8 @@ up: build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Bring a real clu
 	kubectl cilium status --wait --timeout 60s; \
 	kubectl -n demo get pods -o wide; \
 	kubectl apply -f test/cluster/demo/policy.yaml; \
-	{ set +x; } 2>/dev/null; timeout 60 sh -c 'until kubectl -n demo logs deployment/stranger --tail=1 | grep -q error; do sleep 1; done'; set -x; \
+	{ set +x; } 2>/dev/null; timeout 60 sh -c 'until kubectl -n demo logs deployment/stranger --tail=1 | grep -q exceeded; do sleep 1; done'; set -x; \
+	kubectl cilium policy list -n demo; \
 	kubectl -n demo logs deployment/client --tail=3; \
 	kubectl -n demo logs deployment/stranger --tail=3; \
 	kubectl hubble flows -n demo --verdict DROPPED --last 4
