@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -62,7 +63,7 @@ func run(lib, out string) error {
 	}
 	b.WriteString("}\n\nvar hooks = []string{\n")
 	for _, c := range hooks {
-		if c.name != "HOOK_MAX" {
+		if strings.HasPrefix(c.name, "HOOK_") && c.name != "HOOK_MAX" {
 			fmt.Fprintf(&b, "\t%d: %q,\n", c.number, strings.ToLower(strings.TrimPrefix(c.name, "HOOK_")))
 		}
 	}
@@ -111,7 +112,10 @@ func readEnum(path, name string) ([]constant, error) {
 			return nil, fmt.Errorf("%s: enum %s: cannot read %q", path, name, line)
 		}
 		if m[2] != "" {
-			if next, err = strconv.ParseInt(m[2], 0, 64); err != nil {
+			earlier := slices.IndexFunc(all, func(c constant) bool { return c.name == m[2] })
+			if earlier >= 0 {
+				next = all[earlier].number
+			} else if next, err = strconv.ParseInt(m[2], 0, 64); err != nil {
 				return nil, fmt.Errorf("%s: enum %s: %q: %w", path, name, line, err)
 			}
 		}
