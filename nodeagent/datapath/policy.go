@@ -87,6 +87,9 @@ func (d *Datapath) setPodPolicy(id uint16, p PodPolicy) error {
 	w := &d.policy
 	var slot bpf.Policy
 	for _, side := range sides {
+		if err := oneTier(p.of(side)); err != nil {
+			return fmt.Errorf("%s: %w", side, err)
+		}
 		wanted := w.intern(p.of(side))
 		err := w.write(wanted)
 		if errors.Is(err, ErrPolicyFull) {
@@ -119,6 +122,14 @@ func (d *Datapath) DropPodPolicy(id uint16) error {
 	return nil
 }
 
+// oneTier refuses what programs cannot ask yet: tables in a row.
+func oneTier(t *policy.Table) error {
+	if t != nil && t.Next != nil {
+		return errors.New("policies of several tiers are not supported")
+	}
+	return nil
+}
+
 var sides = []policy.Direction{policy.Egress, policy.Ingress}
 
 func (d *Datapath) setPolicy(pods map[uint16]PodPolicy, classes map[netip.Prefix]policy.Peer) (map[uint16]error, error) {
@@ -126,15 +137,19 @@ func (d *Datapath) setPolicy(pods map[uint16]PodPolicy, classes map[netip.Prefix
 	if err := w.load(); err != nil {
 		return nil, err
 	}
-	for id := range pods {
+	for id, p := range pods {
 		if id == 0 || uint32(id) >= w.slots.len() {
 			return nil, fmt.Errorf("set policy: endpoint id %d is not between 1 and %d", id, w.slots.len()-1)
+		}
+		if err := errors.Join(oneTier(p.Ingress), oneTier(p.Egress)); err != nil {
+			return nil, fmt.Errorf("set policy: endpoint %d: %w", id, err)
 		}
 	}
 	wantedClasses := make(map[bpf.PrefixKey]uint32, len(classes))
 	for prefix, class := range classes {
 		wantedClasses[bpf.PrefixKeyFrom(prefix)] = uint32(class)
 	}
+	keepIPv4Apart(wantedClasses, uint32(policy.Anyone))
 	classChange, err := w.classes.Change(wantedClasses)
 	if errors.Is(err, delta.ErrFull) {
 		return nil, fmt.Errorf("set policy: classes of addresses: %w", errors.Join(ErrPolicyFull, err))
@@ -203,8 +218,13 @@ type policySlot struct {
 
 // settle writes tables that are not there yet and points slots at them. It returns the pods for which that failed.
 func (w *policyWriter) settle(pods map[uint16]PodPolicy, wanted map[policySlot]*verdictTable) map[uint16]error {
-	// Table in the kernel -> what those who refer to it want in its place; nil among them: it is wanted as it is.
+	// Table in the kernel -> what those who refer to it, or will, want in its place: itself, another, or nil for none.
 	successors := map[*verdictTable]map[*verdictTable]bool{}
+	for _, next := range wanted {
+		if next != nil && next.id != 0 {
+			successors[next] = map[*verdictTable]bool{next: true}
+		}
+	}
 	for id, slot := range w.pods {
 		for _, side := range sides {
 			now := w.tables[slot.Side[side].Table]

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -117,6 +118,8 @@ func TestPolicyInPlace(t *testing.T) {
 		{"peers less and another", map[uint16]PodPolicy{1: {Ingress: allows(1, 301, 303)}, 2: {Ingress: allows(1, 301, 303)}}, true},
 		{"everybody: identities and everyone are asked by one packet", map[uint16]PodPolicy{
 			1: {Ingress: allows(1, 301, 303, policy.Anyone)}, 2: {Ingress: allows(1, 301, 303, policy.Anyone)}}, false},
+		{"the table goes on, for another pod", map[uint16]PodPolicy{
+			1: {Ingress: allows(1, 301, 303, 305, policy.Anyone)}, 2: {Egress: allows(1, 301, 303, policy.Anyone), Ingress: allows(1, 301, 303, 305, policy.Anyone)}}, false},
 		{"an entry changed", map[uint16]PodPolicy{1: {Ingress: allows(5, 301, 303)}, 2: {Ingress: allows(5, 301, 303)}}, false},
 		{"one pod of two", map[uint16]PodPolicy{1: {Ingress: allows(5, 301)}, 2: {Ingress: allows(5, 301, 303)}}, false},
 	} {
@@ -232,4 +235,36 @@ func TestPolicyOfPodsFromBefore(t *testing.T) {
 	}
 	holds(t, d, p.ID, policy.Ingress, nil)
 	holds(t, d, p.ID, policy.Egress, nil)
+}
+
+// IPv4 addresses are ::ffff:0:0/96 in the tries: ::/0 once allowed every IPv4 address too.
+func TestIPv6PrefixesAreNotForIPv4(t *testing.T) {
+	for _, c := range []struct {
+		prefixes []string
+		class4   uint32 // of 192.0.2.1
+	}{
+		{[]string{"::/0"}, 0},
+		{[]string{"::/64", "0.0.0.0/0"}, 2},
+		{[]string{"2001:db8::/32"}, 99},
+		{[]string{"::/0", "192.0.2.0/24"}, 2},
+	} {
+		t.Run(strings.Join(c.prefixes, " "), func(t *testing.T) {
+			d := newFixture(t).open()
+			classes := map[netip.Prefix]policy.Peer{}
+			for i, p := range c.prefixes {
+				classes[netip.MustParsePrefix(p)] = policy.ClassBit | policy.Peer(i+1)
+			}
+			if _, err := d.SetPolicy(nil, classes); err != nil {
+				t.Fatal(err)
+			}
+			got := uint32(99 | bpf.PeerClassBit)
+			err := d.maps.open[bpf.MapsMapClasses].Lookup(bpf.PrefixKey{Prefixlen: 128, Addr: bpf.AddrFrom(netip.MustParseAddr("192.0.2.1"))}, &got)
+			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				t.Fatal(err)
+			}
+			if got&^bpf.PeerClassBit != c.class4 {
+				t.Errorf("%v: 192.0.2.1 is of class %d, want %d", c.prefixes, got&^bpf.PeerClassBit, c.class4)
+			}
+		})
+	}
 }

@@ -105,6 +105,7 @@ func (d *Datapath) SetPrefixes(prefixes map[netip.Prefix]Peer) error {
 	for prefix, p := range prefixes {
 		wanted[bpf.PrefixKeyFrom(prefix)] = p.entry()
 	}
+	keepIPv4Apart(wanted, bpf.Peer{Identity: uint32(bpf.MapsIdentityIDENTITY_WORLD)})
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	change, err := d.prefixes.Change(wanted)
@@ -119,6 +120,21 @@ func (d *Datapath) SetPrefixes(prefixes map[netip.Prefix]Peer) error {
 	}
 	// Any prefix may have changed whose an address is.
 	return d.nextGeneration()
+}
+
+// keepIPv4Apart gives the IPv4 addresses, which are ::ffff:0:0/96 in every trie, an entry of their own where an IPv6
+// prefix such as ::/0 would count for them too and none of IPv4 is as wide.
+func keepIPv4Apart[V any](trie map[bpf.PrefixKey]V, none V) {
+	mapped := bpf.PrefixKey{Prefixlen: 96, Addr: bpf.AddrFrom(netip.AddrFrom4([4]byte{}))}
+	if _, ok := trie[mapped]; ok {
+		return
+	}
+	for k := range trie {
+		if k.Prefixlen < 96 && netip.PrefixFrom(netip.AddrFrom16(k.Addr.B), int(k.Prefixlen)).Contains(netip.AddrFrom16(mapped.Addr.B)) {
+			trie[mapped] = none
+			return
+		}
+	}
 }
 
 // networkOrder swaps a host order port as the maps want it.

@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/kube-cilium/kube-cilium/bpf"
+	"github.com/kube-cilium/kube-cilium/internal/identity"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
+)
+
+// somebody is an end of a random packet: a pod of this node (id), a pod elsewhere, or nobody's address.
+type somebody struct {
+	id       uint16
+	identity identity.Number
+	subject  *policy.Subject
+	v4, v6   netip.Addr
+}
+
+func (s somebody) addr(v6 bool) netip.Addr {
+	if v6 {
+		return s.v6
+	}
+	return s.v4
+}
+
+// differ is a node whose programs are run on packets of our making.
+type differ struct {
+	t      *testing.T
+	d      *Datapath
+	r      *rand.Rand
+	engine *policy.Engine
+	progs  map[string]*ebpf.Program
+	locals []somebody
+	others []somebody
+	port   uint16
+}
+
+// TestKernelEqualsEvaluate: random NetworkPolicies, pods and packets; what the programs say on the tables that the engine
+// made is what Evaluate says of the objects, with the same rule, on each side. KUBE_CILIUM_SEED repeats a run.
+func TestKernelEqualsEvaluate(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	if s, err := strconv.ParseUint(os.Getenv("KUBE_CILIUM_SEED"), 10, 64); err == nil {
+		seed = s
+	}
+	t.Logf("KUBE_CILIUM_SEED=%d", seed)
+	d := newDiffer(t, rand.New(rand.NewPCG(seed, 0)))
+	const rounds, packets = 36, 300
+	pairs, denied := 0, 0
+	for round := range rounds {
+		d.policies(round)
+		for range packets {
+			n, no := d.packet()
+			pairs, denied = pairs+n, denied+no
+			if t.Failed() {
+				t.Fatalf("round %d", round)
+			}
+		}
+	}
+	t.Logf("%d verdicts compared, %d of them denials", pairs, denied)
+	if pairs < 10000 || denied < pairs/20 || denied > pairs*19/20 {
+		t.Errorf("%d verdicts, %d denials: too few of one kind", pairs, denied)
+	}
+}
+
+func newDiffer(t *testing.T, r *rand.Rand) *differ {
+	f := newFixture(t)
+	d := &differ{t: t, d: f.open(), r: r, engine: policy.NewEngine(), progs: map[string]*ebpf.Program{}, port: 1024}
+	for _, p := range bpf.DevicePrograms() {
+		c, err := prepare(p.Load, constants{"node_ipv4": bpf.AddrFrom(node4), "node_ipv6": bpf.AddrFrom(node6), "uplink_ifindex": uint32(1),
+			"have_redirect_peer": true, "have_redirect_neigh": true, "pod_mtu": uint32(1500), "device_mtu": uint32(1500)}, d.d.maps)
+		must(t, err)
+		progs, err := c.load()
+		must(t, err)
+		d.progs[p.Name] = progs[p.Name]
+	}
+	t.Cleanup(func() { closeAll(d.progs) })
+	numbers := map[string]identity.Number{}
+	pod := func(i int, id uint16) somebody {
+		w := identity.Workload{Namespace: pick(r, "one", "two"), Labels: map[string]string{"app": pick(r, "a", "b", "c")}}
+		if r.IntN(2) == 0 {
+			w.Labels["tier"] = pick(r, "x", "y")
+		}
+		w.NamespaceLabels = map[string]string{"kubernetes.io/metadata.name": w.Namespace, "team": "t" + w.Namespace}
+		labels, err := identity.ForPod(w, identity.DefaultFilter())
+		must(t, err)
+		whole, err := identity.ForPod(w, identity.Filter{})
+		must(t, err)
+		key := fmt.Sprint(w)
+		if numbers[key] == 0 {
+			numbers[key] = identity.Number(300 + len(numbers))
+			// Of one identity all pods name the same ports.
+			d.engine.SetIdentity(numbers[key], labels, namedPorts(numbers[key]))
+		}
+		return somebody{
+			id: id, identity: numbers[key], subject: &policy.Subject{Labels: whole, Whole: true, Ports: namedPorts(numbers[key])},
+			v4: netip.AddrFrom4([4]byte{10, 1, byte(i / 16), byte(i)}), v6: netip.MustParseAddr(fmt.Sprintf("fd00:1::%x:%x", i/16, i)),
+		}
+	}
+	for i := range 6 {
+		p := pod(i+1, uint16(i+1))
+		d.locals = append(d.locals, p)
+		must(t, d.d.ensureUnanswered(p.id))
+		for _, a := range []netip.Addr{p.v4, p.v6} {
+			must(t, d.d.maps.open[bpf.MapsMapEndpoints].Put(bpf.AddrFrom(a), bpf.Endpoint{Ifindex: 1, Identity: uint32(p.identity), Id: p.id}))
+		}
+	}
+	for i := range 20 {
+		p := pod(i+32, 0)
+		p.subject = nil
+		d.others = append(d.others, p)
+	}
+	for _, p := range d.others {
+		for _, a := range []netip.Addr{p.v4, p.v6} {
+			must(t, d.d.maps.open[bpf.MapsMapPeers].Put(bpf.AddrFrom(a), bpf.Peer{Identity: uint32(p.identity),
+				Flags: uint32(bpf.MapsPeerFlagsPEER_NATIVE | bpf.MapsPeerFlagsPEER_CLUSTER)}))
+		}
+	}
+	for i := range 8 {
+		d.others = append(d.others, somebody{identity: identity.World,
+			v4: netip.AddrFrom4([4]byte{192, 168, byte(i * 32), byte(i)}), v6: netip.MustParseAddr(fmt.Sprintf("2001:db8:%x::%x", i*0x2000, i))})
+	}
+	return d
+}
+
+func pick[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
+
+func namedPorts(n identity.Number) []policy.NamedPort {
+	return []policy.NamedPort{{Name: "http", Protocol: unix.IPPROTO_TCP, Port: 80 + uint16(n%3)}, {Name: "dns", Protocol: unix.IPPROTO_UDP, Port: 53}}
+}
+
+// policies makes other objects and brings them into force.
+func (d *differ) policies(round int) {
+	r := d.r
+	for i := range 4 {
+		np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, "one", "two"), Name: fmt.Sprintf("p%d", i)}}
+		for _, ns := range []string{"one", "two"} {
+			d.engine.DeletePolicy(policy.Ref{Kind: "NetworkPolicy", Namespace: ns, Name: np.Name})
+		}
+		if r.IntN(4) == 0 {
+			continue
+		}
+		np.Spec.PodSelector = d.selector()
+		if r.IntN(3) > 0 {
+			np.Spec.PolicyTypes = append(np.Spec.PolicyTypes, networkingv1.PolicyTypeIngress)
+			for range r.IntN(3) {
+				np.Spec.Ingress = append(np.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: d.peers(), Ports: d.ports()})
+			}
+		}
+		if r.IntN(3) > 0 || len(np.Spec.PolicyTypes) == 0 {
+			np.Spec.PolicyTypes = append(np.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+			for range r.IntN(3) {
+				np.Spec.Egress = append(np.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: d.peers(), Ports: d.ports()})
+			}
+		}
+		rules, _, err := policy.FromNetworkPolicy(np)
+		must(d.t, err)
+		must(d.t, d.engine.SetPolicy(policy.RefOf(np), rules))
+	}
+	for again := true; again; {
+		pods := map[uint16]PodPolicy{}
+		for _, p := range d.locals {
+			in, out := d.engine.Tables(*p.subject)
+			pods[p.id] = PodPolicy{Ingress: in, Egress: out}
+		}
+		classes := d.engine.Classes()
+		failed, err := d.d.SetPolicy(pods, classes)
+		must(d.t, err)
+		if len(failed) > 0 {
+			d.t.Fatalf("round %d: %v", round, failed)
+		}
+		again = d.engine.ClassesInForce(classes)
+	}
+	if d.engine.Waiting() {
+		d.t.Fatalf("round %d: the engine waits for classes", round)
+	}
+	for _, p := range d.locals {
+		in, out := d.engine.Tables(*p.subject)
+		holds(d.t, d.d, p.id, policy.Ingress, in)
+		holds(d.t, d.d, p.id, policy.Egress, out)
+	}
+}
+
+func (d *differ) selector() metav1.LabelSelector {
+	switch d.r.IntN(4) {
+	case 0:
+		return metav1.LabelSelector{}
+	case 1:
+		return metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "tier", Operator: metav1.LabelSelectorOpExists}}}
+	case 2:
+		return metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+			{Key: "app", Operator: pick(d.r, metav1.LabelSelectorOpIn, metav1.LabelSelectorOpNotIn), Values: []string{"a", "b"}}}}
+	}
+	return metav1.LabelSelector{MatchLabels: map[string]string{"app": pick(d.r, "a", "b", "c")}}
+}
+
+func (d *differ) peers() []networkingv1.NetworkPolicyPeer {
+	var out []networkingv1.NetworkPolicyPeer
+	for range d.r.IntN(4) {
+		switch d.r.IntN(4) {
+		case 0:
+			s := d.selector()
+			out = append(out, networkingv1.NetworkPolicyPeer{PodSelector: &s})
+		case 1:
+			s, ns := d.selector(), metav1.LabelSelector{MatchLabels: map[string]string{"team": pick(d.r, "tone", "ttwo")}}
+			out = append(out, networkingv1.NetworkPolicyPeer{PodSelector: &s, NamespaceSelector: &ns})
+		case 2:
+			out = append(out, networkingv1.NetworkPolicyPeer{NamespaceSelector: &metav1.LabelSelector{}})
+		default:
+			block := pick(d.r,
+				networkingv1.IPBlock{CIDR: "0.0.0.0/0"}, networkingv1.IPBlock{CIDR: "::/0"},
+				networkingv1.IPBlock{CIDR: "0.0.0.0/0", Except: []string{"192.168.64.0/18", "10.1.0.0/24"}},
+				networkingv1.IPBlock{CIDR: "192.168.0.0/16", Except: []string{"192.168.128.0/17"}},
+				networkingv1.IPBlock{CIDR: "192.168.192.0/18"}, networkingv1.IPBlock{CIDR: "10.1.2.0/23"},
+				networkingv1.IPBlock{CIDR: "2001:db8::/32", Except: []string{"2001:db8:4000::/34"}}, networkingv1.IPBlock{CIDR: "fd00:1::/64"})
+			out = append(out, networkingv1.NetworkPolicyPeer{IPBlock: &block})
+		}
+	}
+	return out
+}
+
+func (d *differ) ports() []networkingv1.NetworkPolicyPort {
+	var out []networkingv1.NetworkPolicyPort
+	for range d.r.IntN(3) {
+		proto := pick(d.r, corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP)
+		p := networkingv1.NetworkPolicyPort{Protocol: &proto}
+		switch d.r.IntN(4) {
+		case 0:
+		case 1:
+			first, last := intstr.FromInt32(75+d.r.Int32N(10)), 90+d.r.Int32N(9000)
+			p.Port, p.EndPort = &first, &last
+		case 2:
+			name := intstr.FromString(pick(d.r, "http", "dns", "nobody"))
+			p.Port = &name
+		default:
+			number := intstr.FromInt32(pick[int32](d.r, 53, 80, 81, 443, 8080))
+			p.Port = &number
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// packet runs one and compares; it says how many verdicts were compared and how many of them were denials.
+func (d *differ) packet() (compared, denied int) {
+	r := d.r
+	v6 := r.IntN(2) == 0
+	d.port++
+	if d.port == 0 {
+		d.port = 1024
+	}
+	at := pick(r, d.locals...)
+	other := pick(r, d.others...)
+	if r.IntN(2) == 0 {
+		for other = pick(r, d.locals...); other.id == at.id; other = pick(r, d.locals...) {
+		}
+	}
+	f := policy.Flow{
+		Protocol: pick[uint8](r, unix.IPPROTO_TCP, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP),
+		Port:     pick[uint16](r, 53, 80, 81, 82, 90, 443, 8080, uint16(r.IntN(1<<16))),
+	}
+	prog, ctx := "from_pod", testContext{Ifindex: 1}
+	from, to := at, other
+	if r.IntN(2) == 0 && other.id == 0 {
+		from, to = other, at
+		prog = pick(r, "from_netdev", "to_pod")
+		ctx.IngressIfindex = 1
+		switch {
+		case prog == "to_pod" && r.IntN(4) == 0: // a socket of this node, or of somebody with its address
+			from = somebody{identity: identity.Host, v4: node4, v6: node6}
+			if r.IntN(2) == 0 {
+				from.identity = identity.Pending
+			} else {
+				ctx.IngressIfindex = 0
+			}
+			for _, a := range []netip.Addr{node4, node6} {
+				must(d.t, d.d.maps.open[bpf.MapsMapEndpoints].Put(bpf.AddrFrom(a), bpf.Endpoint{Identity: 1, Flags: uint16(bpf.MapsEndpointFlagsENDPOINT_HOST)}))
+			}
+		case prog == "to_pod" && r.IntN(2) == 0:
+			ctx.Mark = uint32(bpf.MapsMarkMARK_ACCEPTED) | uint32(from.identity)<<16
+		}
+	} else {
+		must(d.t, d.d.maps.open[bpf.MapsMapPodInterfaces].Put(uint32(1), bpf.PodInterface{
+			Ipv4: bpf.AddrFrom(at.v4), Ipv6: bpf.AddrFrom(at.v6), Identity: uint32(at.identity), Id: at.id}))
+	}
+	end := func(s somebody) policy.End {
+		return policy.End{Pod: s.subject, Identity: s.identity, Addr: s.addr(v6)}
+	}
+	f.Source, f.Destination = end(from), end(to)
+	decision := d.engine.Evaluate(f)
+
+	ret, err := d.progs[prog].Run(&ebpf.RunOptions{Data: frame(from.addr(v6), to.addr(v6), f.Protocol, d.port, f.Port), Context: &ctx})
+	must(d.t, err)
+	home := at.id
+	if passed := int32(ret) != 2; passed != (decision.Verdict == policy.Allow) {
+		d.t.Errorf("%s: %+v -> %+v protocol %d port %d: passed %v, decision %+v", prog, from, to, f.Protocol, f.Port, passed, decision)
+		return 0, 0
+	}
+	conn := d.conn(home, from.addr(v6), to.addr(v6), f.Protocol, d.port, f.Port)
+	for i, side := range []policy.Side{decision.Egress, decision.Ingress} {
+		if side.Verdict == 0 || i == 0 && from.id == 0 || i == 1 && (to.id == 0 || decision.Egress.Verdict == policy.Deny && from.id != 0) {
+			continue
+		}
+		got := conn.Side[i]
+		compared++
+		if allowed := got.Verdict == 1; allowed != (side.Verdict == policy.Allow) || got.Rule != uint32(side.Rule) {
+			d.t.Errorf("%s: %+v -> %+v protocol %d port %d: side %d says %+v, the objects %+v", prog, from, to, f.Protocol, f.Port, i, got, side)
+		}
+		if side.Verdict == policy.Deny {
+			denied++
+		}
+	}
+	return compared, denied
+}
+
+// conn is the entry that the packet made.
+func (d *differ) conn(home uint16, src, dst netip.Addr, proto uint8, sport, dport uint16) bpf.Conn {
+	table, err := innerMap(d.d.maps.open[bpf.MapsMapUnanswered], home)
+	must(d.t, err)
+	defer table.Close()
+	a, b := flowSide{bpf.AddrFrom(src), networkOrder(sport)}, flowSide{bpf.AddrFrom(dst), networkOrder(dport)}
+	if a.after(b) {
+		a, b = b, a
+	}
+	var c bpf.Conn
+	must(d.t, table.Lookup(bpf.FlowKey{Lo: a.addr, LoPort: a.port, Hi: b.addr, HiPort: b.port, Proto: proto}, &c))
+	return c
+}
+
+// testContext is what the kernel lets a test set of struct __sk_buff.
+type testContext struct {
+	_              [2]uint32
+	Mark           uint32
+	_              [6]uint32
+	IngressIfindex uint32
+	Ifindex        uint32
+	_              [30]uint32
+	GSOSegs        uint32
+	_              [2]uint32
+	GSOSize        uint32
+	_              uint32
+	_              uint64
+}
+
+// frame is a first packet: SYN for TCP.
+func frame(src, dst netip.Addr, proto uint8, sport, dport uint16) []byte {
+	l4 := make([]byte, 20)
+	binary.BigEndian.PutUint16(l4, sport)
+	binary.BigEndian.PutUint16(l4[2:], dport)
+	switch proto {
+	case unix.IPPROTO_TCP:
+		l4[12], l4[13] = 5<<4, 2
+	case unix.IPPROTO_UDP:
+		binary.BigEndian.PutUint16(l4[4:], uint16(len(l4)))
+	}
+	b := make([]byte, 12, 80)
+	if src.Is4() {
+		b = append(b, 8, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, proto, 0, 0)
+	} else {
+		b = append(b, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, proto, 64)
+	}
+	b = append(append(b, src.AsSlice()...), dst.AsSlice()...)
+	return append(b, l4...)
+}
