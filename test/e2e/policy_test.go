@@ -88,6 +88,7 @@ func TestPolicy(t *testing.T) {
 	t.Run("NothingPassesBeforeThePolicy", func(t *testing.T) { policyFirstPacket(t, c) })
 	// GHSA-8fg8-jh2h-f2hc: traffic from outside counted as the host's, and no policy held.
 	t.Run("OutsideMasqueradedIsNotHost", func(t *testing.T) { policyMasqueraded(t, c) })
+	t.Run("Changes", func(t *testing.T) { policyChanges(t, c, false) })
 	t.Run("Conformance", func(t *testing.T) { policyConformance(t, c) })
 }
 

@@ -189,7 +189,7 @@ func (tr *trace) check(t testing.TB) {
 	var reasons []string
 	for _, f := range tr.flows {
 		for _, w := range f.windows {
-			if held[w.why] == 0 {
+			if !slices.Contains(reasons, w.why) {
 				reasons = append(reasons, w.why)
 			}
 			held[w.why] += f.hold(t, w, all[f.number])
@@ -200,8 +200,8 @@ func (tr *trace) check(t testing.TB) {
 	}
 }
 
-// settled is how long a message may be under way.
-const settled = 2 * time.Second
+// settled is how long a message may be under way, or a connection be tried.
+const settled = 4 * time.Second
 
 // hold fails for each message that the window does not let be, and says how many were sent in it.
 func (f *tracedFlow) hold(t testing.TB, w *window, messages []message) (sent int) {

@@ -135,16 +135,17 @@ func sendUDP(ctx context.Context, f traced, rate int, sent *record) {
 func sendConnects(ctx context.Context, f traced, rate int, sent *record) {
 	pace(ctx, rate, endless, func(int64) bool {
 		n, at := newNote(f.number)
-		sent.line("%d %d", f.number, at)
 		go func() {
 			once, cancel := context.WithTimeout(ctx, 3*time.Second)
 			defer cancel()
 			c, err := dial(once, "tcp", f.dst.String())
-			if err != nil {
-				return
+			if err == nil {
+				_, err = c.Write(n[:])
+				c.Close()
 			}
-			defer c.Close()
-			_, _ = c.Write(n[:])
+			if err == nil || ctx.Err() == nil { // else we were told to end before it was sent
+				sent.line("%d %d", f.number, at)
+			}
 		}()
 		return true
 	})

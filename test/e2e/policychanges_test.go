@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const strangersByUDP = `  - from: [{podSelector: {matchLabels: {role: stranger}}}]
+    ports: [{port: 8090, protocol: UDP}]
+`
+
+// identity is the number that a pod's endpoint reports.
+func (c *cluster) identity(t testing.TB, namespace, pod string) string {
+	t.Helper()
+	out, err := c.Kubectl(t.Context(), nil, "-n", namespace, "get", "ciliumendpoint", pod, "-o", "jsonpath={.status.identity.id}")
+	if err != nil {
+		return ""
+	}
+	return out
+}
+
+// relabel changes a pod's labels and waits until its endpoint reports the identity that goes with them.
+func (c *cluster) relabel(t testing.TB, namespace, pod, label string) {
+	t.Helper()
+	before := c.identity(t, namespace, pod)
+	c.kubectl(t, "-n", namespace, "label", "pod", pod, "--overwrite", label)
+	eventually(t, pod+" has another identity", 90*time.Second, func() error {
+		if now := c.identity(t, namespace, pod); now == before || now == "" || now == "0" {
+			return fmt.Errorf("identity %q, before it %q", now, before)
+		}
+		return nil
+	})
+}
+
+// TestPolicyLagging has slices and identities arrive 5 s late at every agent.
+func TestPolicyLagging(t *testing.T) {
+	c := up(t, "policy-lag", "--workers", "2", "--ip-family", "dual", "--cni", "ours", "--lag", "5s")
+	c.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+policyNamespace+"}\n")
+	policyChanges(t, c, true)
+}
+
+// policyChanges sends without a pause, by UDP, by new connections and on old ones, while policies and pods change.
+func policyChanges(t *testing.T, c *cluster, lagging bool) {
+	const ns = policyNamespace
+	far, near := c.Nodes[0].Name, c.Nodes[1].Name // of the server, which is on near
+	tr := newTrace(t, c)
+	start := time.Now()
+	step := func(format string, args ...any) {
+		t.Logf("%5.1fs: %s", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
+	}
+	c.apply(t, tr.sink(ns, "server", near, "role: server", 0)+
+		"\napiVersion: v1\nkind: Namespace\nmetadata: {name: doomed}\n---"+
+		strings.ReplaceAll(tr.sink("doomed", "server", near, "role: server", 8), "arrived-server", "arrived-doomed"))
+	c.applyPolicy(t, friendsOnly("doomed"))
+	c.waitReady(t, ns, "server")
+	c.waitReady(t, "doomed", "server")
+	server, doomed := c.podIPs(t, ns, "server"), c.podIPs(t, "doomed", "server")
+
+	all := []string{"udp", "connect", "tcp"}
+	friend, stranger := tr.to("friend", server, all...), tr.to("stranger", server, all...)
+	friendNear, strangerNear := tr.to("friend of the server's node", server, all...), tr.to("stranger of the server's node", server, all...)
+	leaver, leaverNear := tr.to("former friend", server, all...), tr.to("former friend of the server's node", server, all...)
+	intruder := tr.to("stranger to the terminating namespace", doomed, "udp", "connect")
+	mover, movingStranger := tr.to("friend that is drained", server, "udp", "connect"), tr.to("stranger that is drained", server, "udp", "connect")
+	going := tr.to("friend whose address is given on", server, "udp")
+	c.apply(t, tr.sender(ns, "friend", far, "role: friend", friend...)+tr.sender(ns, "stranger", far, "role: stranger", slices.Concat(stranger, intruder)...)+
+		tr.sender(ns, "friend-near", near, "role: friend", friendNear...)+tr.sender(ns, "stranger-near", near, "role: stranger", strangerNear...)+
+		tr.sender(ns, "leaver", far, "role: friend, leaves: soon", leaver...)+tr.sender(ns, "leaver-near", near, "role: friend, leaves: soon", leaverNear...)+
+		tr.sender(ns, "goer", far, "role: friend", going...))
+	friends, strangers := slices.Concat(friend, friendNear), slices.Concat(stranger, strangerNear)
+	leavers := slices.Concat(leaver, leaverNear)
+	tr.flowing(t, slices.Concat(friends, strangers, leavers, going)...)
+	if lagging {
+		mover, movingStranger = nil, nil
+	} else {
+		c.kubectl(t, "cordon", near)
+		c.apply(t, tr.deployment(ns, "mover", "friend", mover)+tr.deployment(ns, "moving-stranger", "stranger", movingStranger))
+		c.kubectl(t, "-n", ns, "rollout", "status", "deployment/mover", "deployment/moving-stranger", "--timeout=60s")
+		c.kubectl(t, "uncordon", near)
+		tr.flowing(t, slices.Concat(mover, movingStranger)...)
+	}
+	allowed("friends whatever happens", slices.Concat(friends, mover)...)
+	allowed("no policy", strangers...)
+	allowed("friends before they leave", leavers...)
+	forbidden("its policy stays until its pods are gone", intruder...)
+	goer := c.podIPs(t, ns, "goer")
+	c.kubectl(t, "-n", ns, "delete", "pod", "goer", "--grace-period=0", "--force")
+	freed := time.Now()
+	step("everything flows, one friend's addresses %s are free", goer)
+
+	time.Sleep(time.Second)
+	unsaid(strangers...)
+	c.applyPolicy(t, friendsOnly(ns))
+	strangers = slices.Concat(strangers, movingStranger)
+	forbidden("the policy is in force", strangers...)
+	step("the policy is in force")
+
+	// CVE-2024-7598: policies went with their namespace before its pods did.
+	c.kubectl(t, "delete", "namespace", "doomed", "--wait=false")
+
+	byUDP := only("udp", strangers)
+	unsaid(byUDP...)
+	c.applyPolicy(t, friendsOnly(ns, strangersByUDP))
+	tr.flowing(t, byUDP...)
+	allowed("the changed policy lets UDP in", byUDP...)
+	step("the changed policy is in force: UDP for strangers")
+	time.Sleep(time.Second)
+	unsaid(byUDP...)
+	c.applyPolicy(t, friendsOnly(ns))
+	forbidden("the policy is in force again", byUDP...)
+	step("the first policy is in force again")
+
+	for pod, flows := range map[string][]*tracedFlow{"leaver": leaver, "leaver-near": leaverNear} {
+		unsaid(flows...)
+		c.relabel(t, ns, pod, "role=former")
+		forbidden("the label is gone", flows...)
+		step("%s is a friend no more", pod)
+	}
+
+	if !lagging {
+		// CVE-2023-27595: an agent's restart took the filters off for a moment.
+		for _, n := range c.Nodes {
+			c.killAgent(t, n.Name)
+			step("the agent of %s was killed, its successor is ready", n.Name)
+		}
+		time.Sleep(time.Until(freed.Add(62 * time.Second)))
+		heir := tr.to("stranger with a friend's old address", server, "udp", "connect")
+		forbidden("the address says nothing", heir...)
+		c.giveAddressOn(t, tr, ns, far, goer, heir)
+		time.Sleep(2 * time.Second)
+		step("a stranger has %s", goer)
+		unsaid(friend...)
+		c.kubectl(t, "drain", far, "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=90s")
+		c.kubectl(t, "-n", ns, "rollout", "status", "deployment/mover", "deployment/moving-stranger", "--timeout=60s")
+		step("%s is drained", far)
+		time.Sleep(time.Second)
+		c.kubectl(t, "uncordon", far)
+		strangers = slices.Concat(strangerNear, movingStranger)
+	}
+
+	unsaid(slices.Concat(strangers, leavers)...)
+	c.kubectl(t, "-n", ns, "delete", "networkpolicy", "friends-only")
+	byUDP = only("udp", strangers)
+	tr.flowing(t, byUDP...)
+	allowed("the policy is gone", byUDP...)
+	step("the policy is gone")
+	time.Sleep(2 * time.Second)
+	tr.check(t)
+}
+
+// giveAddressOn starts senders on a node until one has an address of freed.
+func (c *cluster) giveAddressOn(t testing.TB, tr *trace, namespace, node string, freed map[string]string, flows []*tracedFlow) {
+	t.Helper()
+	var given []string
+	for i := range 12 {
+		name := fmt.Sprintf("heir-%d", i)
+		c.apply(t, tr.sender(namespace, name, node, "role: stranger", flows...))
+		c.waitReady(t, namespace, name)
+		ips := c.podIPs(t, namespace, name)
+		if ips["4"] == freed["4"] || ips["6"] == freed["6"] {
+			return
+		}
+		given = append(given, ips["4"])
+	}
+	t.Fatalf("%s was given to nobody: %s", freed, given)
+}
+
+// deployment is one sender that is made again where the scheduler says.
+func (tr *trace) deployment(namespace, name, role string, flows []*tracedFlow) string {
+	args := append([]string{"send", "-rate", "10", "-record", "/trace/sent-$(POD)"}, flowArgs(flows)...)
+	return fmt.Sprintf(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {namespace: %s, name: %s}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: %s}}
+  template:
+    metadata: {labels: {app: %s, role: %s}}
+    spec:
+%s
+---
+`, namespace, name, name, name, role, tr.podSpec("      ", "", 2, args...)) // so long it may end what it is sending
+}
+
+// only picks the flows of one protocol.
+func only(proto string, flows []*tracedFlow) []*tracedFlow {
+	var kept []*tracedFlow
+	for _, f := range flows {
+		if f.proto == proto {
+			kept = append(kept, f)
+		}
+	}
+	return kept
+}
