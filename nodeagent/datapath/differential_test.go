@@ -377,3 +377,89 @@ func frame(src, dst netip.Addr, proto uint8, sport, dport uint16) []byte {
 	b = append(append(b, src.AsSlice()...), dst.AsSlice()...)
 	return append(b, l4...)
 }
+
+// TestTablesChangeUnderTraffic: while tables are changed where they are, exchanged, shared, dropped and come back, no
+// packet that both the old and the new policy allow is refused, and none that both refuse passes; new connections and
+// established ones.
+func TestTablesChangeUnderTraffic(t *testing.T) {
+	d := newDiffer(t, rand.New(rand.NewPCG(1, 2)))
+	const always, never = 7001, 7002
+	pod := d.locals[0]
+	tableOf := func(r *rand.Rand) *policy.Table {
+		rule := policy.RuleID(1 + r.IntN(3))
+		out := &policy.Table{Entries: map[policy.Key]policy.Entry{}, Default: policy.RuleID(90 + r.IntN(2))}
+		allow := func(k policy.Key) {
+			out.Entries[k] = policy.Entry{Verdict: policy.Allow, Rule: rule, Precedence: 5}
+		}
+		// The one who is always allowed, in one of the ways to say so; and others who come and go.
+		switch r.IntN(4) {
+		case 0:
+			allow(policy.Key{Peer: always})
+		case 1:
+			allow(policy.Key{Peer: always, Protocol: unix.IPPROTO_TCP})
+		default:
+			allow(policy.Key{Peer: always, Protocol: unix.IPPROTO_TCP, Bits: 16, Port: 80})
+		}
+		for i := range r.IntN(40) {
+			allow(policy.Key{Peer: policy.Peer(400 + i + r.IntN(5)), Protocol: unix.IPPROTO_TCP, Bits: 16, Port: 80})
+		}
+		if r.IntN(2) == 0 {
+			out.Entries[policy.Key{Peer: never}] = policy.Entry{Verdict: policy.Deny, Rule: rule, Precedence: 1}
+		}
+		return out
+	}
+	if _, err := d.d.SetPolicy(map[uint16]PodPolicy{pod.id: {Ingress: tableOf(d.r)}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	stop, done := make(chan struct{}), make(chan string, 1)
+	packets := 0
+	go func() {
+		defer close(done)
+		port := uint16(1024)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if port++; port == 0 {
+				port = 1024
+			}
+			for who, pass := range map[uint32]bool{always: true, never: false} {
+				for _, sport := range []uint16{port, 7} {
+					ctx := testContext{Ifindex: 1, IngressIfindex: 1, Mark: uint32(bpf.MapsMarkMARK_ACCEPTED) | who<<16}
+					src := netip.AddrFrom4([4]byte{10, 9, 0, byte(who)})
+					ret, err := d.progs["to_pod"].Run(&ebpf.RunOptions{Data: frame(src, pod.v4, unix.IPPROTO_TCP, sport, 80), Context: &ctx})
+					if packets++; err != nil || (int32(ret) != 2) != pass {
+						done <- fmt.Sprintf("packet %d of %d, port %d: %d, %v", packets, who, sport, int32(ret), err)
+						return
+					}
+				}
+			}
+		}
+	}()
+	for i := range 150 {
+		pods := map[uint16]PodPolicy{pod.id: {Ingress: tableOf(d.r)}}
+		for _, p := range d.locals[1:] {
+			pods[p.id] = PodPolicy{Ingress: pods[pod.id].Ingress}
+			if d.r.IntN(3) == 0 {
+				pods[p.id] = PodPolicy{Ingress: tableOf(d.r), Egress: tableOf(d.r)}
+			}
+		}
+		failed, err := d.d.SetPolicy(pods, nil)
+		must(t, err)
+		if len(failed) > 0 {
+			t.Fatal(failed)
+		}
+		select {
+		case wrong := <-done:
+			t.Fatalf("after change %d: %s", i, wrong)
+		default:
+		}
+	}
+	close(stop)
+	if wrong := <-done; wrong != "" {
+		t.Error(wrong)
+	}
+	t.Logf("%d packets", packets)
+}
