@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,26 +15,51 @@ const strangersByUDP = `  - from: [{podSelector: {matchLabels: {role: stranger}}
     ports: [{port: 8090, protocol: UDP}]
 `
 
-// identity is the number that a pod's endpoint reports.
-func (c *cluster) identity(t testing.TB, namespace, pod string) string {
+// identities are the numbers by which a node's maps know the pod with an address.
+func (c *cluster) identities(t testing.TB, node, address string) ([]int64, error) {
 	t.Helper()
-	out, err := c.Kubectl(t.Context(), nil, "-n", namespace, "get", "ciliumendpoint", pod, "-o", "jsonpath={.status.identity.id}")
-	if err != nil {
-		return ""
+	agent, _ := c.agentPod(t, node)
+	var numbers []int64
+	for _, name := range []string{"endpoints", "pod_interfaces"} {
+		out, err := c.Kubectl(t.Context(), nil, "-n", systemNamespace, "exec", agent, "-c", "inspect", "--", "cilium-agent", "inspect", "map", name)
+		if err != nil {
+			return nil, err
+		}
+		var table struct {
+			Columns []struct{ Name string }
+			Rows    [][]any
+		}
+		if err := json.Unmarshal([]byte(out), &table); err != nil {
+			return nil, fmt.Errorf("map %s: %w", name, err)
+		}
+		column := slices.IndexFunc(table.Columns, func(c struct{ Name string }) bool { return c.Name == "identity" })
+		for _, row := range table.Rows {
+			if number, ok := row[column].(float64); ok && slices.Contains(row, any(address)) {
+				numbers = append(numbers, int64(number))
+			}
+		}
 	}
-	return out
+	if len(numbers) < 2 {
+		return nil, fmt.Errorf("the maps of %s know %s as %v", node, address, numbers)
+	}
+	return numbers, nil
 }
 
-// relabel changes a pod's labels and waits until its endpoint reports the identity that goes with them.
-func (c *cluster) relabel(t testing.TB, namespace, pod, label string) {
+// relabel changes a pod's labels and waits until its node knows it by another identity.
+func (c *cluster) relabel(t testing.TB, namespace, pod, node, label string) {
 	t.Helper()
-	before := c.identity(t, namespace, pod)
+	address := c.podIPs(t, namespace, pod)["4"]
+	before, err := c.identities(t, node, address)
+	if err != nil {
+		t.Fatal(err)
+	}
 	c.kubectl(t, "-n", namespace, "label", "pod", pod, "--overwrite", label)
-	eventually(t, pod+" has another identity", 90*time.Second, func() error {
-		if now := c.identity(t, namespace, pod); now == before || now == "" || now == "0" {
-			return fmt.Errorf("identity %q, before it %q", now, before)
+	eventually(t, pod+" has another identity", 30*time.Second, func() error {
+		now, err := c.identities(t, node, address)
+		if err == nil && slices.ContainsFunc(now, func(n int64) bool { return slices.Contains(before, n) }) {
+			err = fmt.Errorf("identities %v, before it %v", now, before)
 		}
-		return nil
+		return err
 	})
 }
 
@@ -115,11 +141,14 @@ func policyChanges(t *testing.T, c *cluster, lagging bool) {
 	forbidden("the policy is in force again", byUDP...)
 	step("the first policy is in force again")
 
-	for pod, flows := range map[string][]*tracedFlow{"leaver": leaver, "leaver-near": leaverNear} {
-		unsaid(flows...)
-		c.relabel(t, ns, pod, "role=former")
-		forbidden("the label is gone", flows...)
-		step("%s is a friend no more", pod)
+	for _, who := range []struct {
+		pod, node string
+		flows     []*tracedFlow
+	}{{"leaver", far, leaver}, {"leaver-near", near, leaverNear}} {
+		unsaid(who.flows...)
+		c.relabel(t, ns, who.pod, who.node, "role=former")
+		forbidden("the label is gone", who.flows...)
+		step("%s is a friend no more", who.pod)
 	}
 
 	if !lagging {
