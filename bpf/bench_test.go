@@ -3,6 +3,7 @@
 package bpf_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 )
@@ -49,6 +50,38 @@ func BenchmarkPrograms(b *testing.B) {
 			var total time.Duration
 			for range b.N {
 				_, per, err := prog.Benchmark(c.frame, c.repeat, nil)
+				if err != nil {
+					b.Fatal(err)
+				}
+				total += per
+			}
+			b.ReportMetric(float64(total.Nanoseconds())/float64(b.N), "ns/packet")
+		})
+	}
+}
+
+// BenchmarkNewConnection is the first packet of a connection between two pods of the node, both with policies: what an
+// established connection does not pay. The entries are of other peers, and one of this.
+func BenchmarkNewConnection(b *testing.B) {
+	for _, entries := range []int{0, 10, 1000, 10000} {
+		b.Run(fmt.Sprintf("%d entries", entries), func(b *testing.B) {
+			w := newWorld(b, nil)
+			if entries > 0 {
+				rows := []verdictRow{{idA, protoTCP, 16, 80, verdictAllow, 5}, {idB, protoTCP, 16, 80, verdictAllow, 5}}
+				for i := range (entries - 2) / 2 {
+					rows = append(rows, verdictRow{uint32(10000 + i), protoTCP, 16, 80, verdictAllow, 5},
+						verdictRow{class + 1, protoTCP, 16, uint16(i + 1), verdictAllow, 5})
+				}
+				flags := identities | withClasses | ports | one
+				w.enforce(1, egress, flags, rows...)
+				w.enforce(2, ingress, flags)
+			}
+			prog := w.progs["from_pod"].Programs["from_pod"]
+			var total time.Duration
+			for i := range b.N {
+				p := fromA(podB4)
+				p.sport = uint16(1024 + i%60000)
+				_, per, err := prog.Benchmark(p.frame(), 1, nil)
 				if err != nil {
 					b.Fatal(err)
 				}

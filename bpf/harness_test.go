@@ -95,7 +95,7 @@ func newWorld(t testing.TB, change map[string]any) *world {
 	}
 	for _, m := range spec.Maps {
 		m.Pinning = ebpf.PinNone
-		if m.MaxEntries > 4096 && m.Type != ebpf.RingBuf {
+		if m.MaxEntries > 4096 && m.Type != ebpf.RingBuf && m.Name != bpf.MapsMapVerdicts {
 			m.MaxEntries = 4096
 		}
 	}
