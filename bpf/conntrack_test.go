@@ -25,6 +25,7 @@ type modelKey struct {
 type modelConn struct {
 	began             netip.AddrPort
 	answered, settled bool
+	syn               bool // of the side that began
 	fin               [2]bool
 	closing           bool
 }
@@ -58,7 +59,7 @@ func (m model) packet(p packet) modelKey {
 		k.lo, k.hi = dst, src
 	}
 	c := m[k]
-	if c != nil && c.closing && p.proto == protoTCP && p.flags&(syn|ack) == syn {
+	if c != nil && p.proto == protoTCP && p.flags&(syn|ack) == syn && (c.closing || c.began != src && !c.syn) {
 		c = nil
 	}
 	if c == nil {
@@ -74,6 +75,7 @@ func (m model) packet(p packet) modelKey {
 		c.settled = true
 	}
 	if p.proto == protoTCP {
+		c.syn = c.syn || dir == 0 && p.flags&syn != 0
 		if p.flags&fin != 0 {
 			c.fin[dir] = true
 		}

@@ -335,3 +335,64 @@ func TestForgottenTCP(t *testing.T) {
 		w.run("from_pod", answers.with(func(p *packet) { p.proto = protoUDP }).frame()).expect(t, bpf.MapsReasonDROP_POLICY, shot, nil)
 	})
 }
+
+// A stray ACK passes as the middle of a connection that its receiver may have begun. It must not open the way for the
+// SYN that its sender may not send.
+func TestStrayACKLetsNoSYNIn(t *testing.T) {
+	w := newWorld(t, nil)
+	toA := fromA(podB4).reply().with(func(p *packet) { p.sport, p.dport, p.flags = 40000, 80, ack })
+	withSYN := func(p *packet) { p.flags = syn }
+	t.Run("on one node", func(t *testing.T) {
+		w.t = t
+		w.reset()
+		w.unselect()
+		w.enforce(1, ingress, 0)
+		w.asB(func() {
+			w.run("from_pod", toA.frame()).expect(t, bpf.MapsReasonFORWARD_TO_POD, redirect, nil)
+			for range 2 {
+				w.run("from_pod", toA.with(withSYN).frame()).expect(t, bpf.MapsReasonDROP_POLICY, shot, nil)
+			}
+		})
+	})
+	t.Run("from another node", func(t *testing.T) {
+		w.t = t
+		w.reset()
+		w.unselect()
+		w.enforce(1, ingress, 0)
+		outer, inner := fromFar(podA4)
+		for _, row := range []struct {
+			flags  uint8
+			reason bpf.Reason
+		}{{ack, bpf.MapsReasonFORWARD_TO_POD}, {syn, bpf.MapsReasonDROP_POLICY}} {
+			p := inner.with(func(p *packet) { p.sport, p.dport, p.flags = 40000, 80, row.flags })
+			if o := w.run("from_netdev", outer.vxlan(idFar, p.frame())); o.reason != row.reason {
+				t.Errorf("flags %#x: reason %v, want %v", row.flags, o.reason, row.reason)
+			}
+		}
+	})
+	t.Run("to the own host", func(t *testing.T) {
+		w.t = t
+		w.reset()
+		w.unselect()
+		w.enforce(1, ingress, 0)
+		w.enforce(1, egress, 0)
+		toHost := fromA(node4).with(func(p *packet) { p.sport, p.dport, p.flags = 40000, 10250, ack })
+		w.run("from_pod", toHost.frame()).expect(t, bpf.MapsReasonFORWARD_TO_STACK, next, nil)
+		w.run("from_pod", toHost.with(withSYN).frame()).expect(t, bpf.MapsReasonDROP_POLICY, shot, nil)
+	})
+}
+
+// What was refused owns no name: the other end may use the same ports in its own direction.
+func TestRefusedPacketOwnsNoName(t *testing.T) {
+	w := newWorld(t, nil)
+	w.unselect()
+	w.enforce(1, ingress, 0)
+	out := fromA(podB4).with(func(p *packet) { p.proto, p.sport, p.dport = protoUDP, 7946, 7946 })
+	w.asB(func() {
+		w.run("from_pod", out.reply().frame()).expect(t, bpf.MapsReasonDROP_POLICY, shot, nil)
+	})
+	w.run("from_pod", out.frame()).expect(t, bpf.MapsReasonFORWARD_TO_POD, redirect, nil)
+	w.asB(func() {
+		w.run("from_pod", out.reply().frame()).expect(t, bpf.MapsReasonFORWARD_TO_POD, redirect, nil)
+	})
+}

@@ -117,14 +117,24 @@ static __always_inline struct conn *conn_find(const struct flow_key *k,
 	return c;
 }
 
-/* A SYN on a connection that was closed, or silence: the name is free again. */
+/*
+ * The name is free again: after silence, and for a SYN on a connection that was
+ * closed. Nor does an answer answer what nobody said: a packet that was refused
+ * owns no name, and a SYN against a connection whose own SYN was never seen
+ * begins one. Else a stray ACK, taken for the middle of a connection of the
+ * other side (judged_anew()), would let in the SYN that follows it. p->hi is set.
+ */
 static __always_inline bool conn_ended(const struct conn *c,
 				       const struct pkt *p)
 {
+	bool syn = (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+
 	if (conn_over(c, p->t.proto, p->now))
 		return true;
-	return c->flags & CONN_CLOSING &&
-	       (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	if (p->hi != !!(c->flags & CONN_FROM_HI) &&
+	    (!c->reported || (syn && !(c->tcp_flags[0] & TCP_SYN))))
+		return true;
+	return c->flags & CONN_CLOSING && syn;
 }
 
 /*
@@ -171,7 +181,6 @@ static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 fla
 
 	if (!table || bpf_map_update_elem(table, &p->key, &c, BPF_ANY))
 		return NULL;
-	p->fresh = true;
 	return bpf_map_lookup_elem(table, &p->key);
 }
 
@@ -219,7 +228,8 @@ static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 		c->seen = p->now;
 		p->refresh = true;
 	}
-	if (p->fresh || p->now - c->reported >= (p->interval ?: REPORT_INTERVAL))
+	/* The first that is accepted is always told of: until then `reported` is 0 and the connection owns no name. */
+	if (!c->reported || p->now - c->reported >= (p->interval ?: REPORT_INTERVAL))
 		p->report = true;
 	if (p->t.proto == IPPROTO_TCP && p->fragment != FRAGMENT_LATER) {
 		__u8 *seen = p->reply ? &c->tcp_flags[1] : &c->tcp_flags[0];

@@ -116,7 +116,6 @@ struct pkt {
 	bool report;
 	bool hi;		/* the source is `hi` in key */
 	bool reply;		/* goes against the connection's original direction */
-	bool fresh;		/* began the connection */
 	bool related;		/* an error about a connection that we know */
 	bool refresh;		/* the connection's other entries are due to be touched */
 	bool masquerade;
