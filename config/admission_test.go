@@ -406,6 +406,7 @@ func pluginsHaveTheirRights(t *testing.T, s *agents) {
 	for _, args := range [][]string{
 		{"create", "clusterrolebinding", "readers", "--clusterrole=cilium-reader", "--group=readers"},
 		{"-n", system, "create", "rolebinding", "readers", "--role=cilium-reader", "--group=readers"},
+		{"-n", system, "create", "rolebinding", "flow-readers", "--role=hubble-reader", "--group=flow-readers"},
 	} {
 		if out, err := s.env.Kubectl(args...); err != nil {
 			t.Fatalf("%v: %v\n%s", args, err, out)
@@ -430,7 +431,7 @@ func pluginsHaveTheirRights(t *testing.T, s *agents) {
 				t.Errorf("%s: kubectl cilium %s: %s", group, verb, out)
 			}
 		}
-		for _, kind := range []string{"services", "ciliumidentities.kube-cilium.io", "ciliumendpointslices.kube-cilium.io"} {
+		for _, kind := range []string{"services", "networkpolicies.networking.k8s.io", "ciliumidentities.kube-cilium.io", "ciliumendpointslices.kube-cilium.io"} {
 			if out, _ := s.env.Kubectl("auth", "can-i", "list", kind, "-A", "--as=someone", "--as-group="+group); !strings.HasPrefix(out, "yes") {
 				t.Errorf("%s may not list %s: %s", group, kind, out)
 			}
@@ -456,11 +457,17 @@ func pluginsHaveTheirRights(t *testing.T, s *agents) {
 		may   bool
 	}{{"readers", false}, {"kube-cilium:inspectors", true}} {
 		for _, args := range [][]string{
-			{"kubectl-cilium", "map", "list", "node-a"}, {"kubectl-cilium", "monitor", "node-a"}, {"kubectl-hubble", "flows", "-A"},
+			{"kubectl-cilium", "map", "list", "node-a"}, {"kubectl-cilium", "monitor", "node-a"},
 		} {
 			if out := run(row.group, args[0], args[1:]...); strings.Contains(out, "orbidden") == row.may || out == "" {
 				t.Errorf("%s: %v: %s", row.group, args, out)
 			}
+		}
+	}
+	// Flows are their readers' alone; none come, since no agent answers.
+	for group, may := range map[string]bool{"readers": false, "flow-readers": true} {
+		if out := run(group, "kubectl-hubble", "flows", "-A"); strings.Contains(out, "orbidden") == may || out == "" {
+			t.Errorf("%s: kubectl hubble flows: %s", group, out)
 		}
 	}
 }

@@ -242,13 +242,13 @@ func (d *Datapath) writePods(pods map[uint16]Pod, all bool) error {
 		return fmt.Errorf("set pods: %w", err)
 	}
 	others := otherIdentities(actualEndpoints, endpoints, func(e bpf.Endpoint) uint32 { return e.Identity })
+	if others {
+		d.policy.writes++
+	}
 	if err := delta.Apply(first, second); err != nil {
 		return fmt.Errorf("set pods: %w", err)
 	}
-	if others {
-		return d.nextGeneration()
-	}
-	return nil
+	return d.judgeAgain()
 }
 
 // removeEntries deletes by the id, also what was adopted and never told.
@@ -273,16 +273,16 @@ func (d *Datapath) removeEntries(id uint16) error {
 			indices = append(indices, i)
 		}
 	}
+	if len(addrs) > 0 {
+		d.policy.writes++
+	}
 	if err := d.endpoints.Delete(addrs...); err != nil {
 		return fmt.Errorf("remove endpoint %d: %w", id, err)
 	}
 	if err := d.interfaces.Delete(indices...); err != nil {
 		return fmt.Errorf("remove endpoint %d: %w", id, err)
 	}
-	if len(addrs) > 0 {
-		return d.nextGeneration()
-	}
-	return nil
+	return d.judgeAgain()
 }
 
 func (d *Datapath) attachPod(p Pod) error {

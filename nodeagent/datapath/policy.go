@@ -71,15 +71,16 @@ func (d *Datapath) SetPodPolicy(id uint16, p PodPolicy) error {
 	if id == 0 || uint32(id) >= w.slots.len() {
 		return fmt.Errorf("policy of endpoint %d: the id is not between 1 and %d", id, w.slots.len()-1)
 	}
-	had := w.pods[id] != (bpf.Policy{})
+	had, before := w.pods[id] != (bpf.Policy{}), w.writes
 	if err := d.setPodPolicy(id, p); err != nil {
 		w.put(id, bpf.Policy{})
 		return fmt.Errorf("policy of endpoint %d: %w", id, err)
 	}
 	w.fresh[id] = true
 	if had {
-		return d.nextGeneration()
+		return d.judgeAgain()
 	}
+	w.writes = before // nobody was judged by a pod's first policy
 	return nil
 }
 
@@ -162,7 +163,6 @@ func (d *Datapath) setPolicy(pods map[uint16]PodPolicy, classes map[netip.Prefix
 			wanted[policySlot{id, side}] = w.intern(p.of(side))
 		}
 	}
-	w.writes = 0
 	failed := w.settle(pods, wanted)
 	if len(failed) > 0 && len(w.unreferenced()) > 0 {
 		if err := w.makeRoom(); err != nil {
@@ -189,10 +189,20 @@ func (d *Datapath) setPolicy(pods map[uint16]PodPolicy, classes map[netip.Prefix
 			return failed, fmt.Errorf("set policy: classes of addresses: %w", err)
 		}
 	}
-	if w.writes == 0 {
-		return failed, nil
+	return failed, d.judgeAgain()
+}
+
+// judgeAgain ends every change of what verdicts are made of: programs judge again if there was one, this time or before,
+// when somebody died or failed between the change and this.
+func (d *Datapath) judgeAgain() error {
+	if d.policy.writes == 0 {
+		return nil
 	}
-	return failed, d.nextGeneration()
+	if err := d.nextGeneration(); err != nil {
+		return err
+	}
+	d.policy.writes = 0
+	return nil
 }
 
 // nextGeneration makes programs judge every connection again with its next packet. Verdicts that were asked for before

@@ -47,14 +47,14 @@ func (d *Datapath) SetPeers(peers map[netip.Addr]Peer) error {
 		return fmt.Errorf("set peers: %w", err)
 	}
 	others := otherIdentities(known, wanted, func(p bpf.Peer) uint32 { return p.Identity })
+	if others {
+		d.policy.writes++
+	}
 	// A peer refers to its node: the node comes first and goes last.
 	if err := delta.Apply(&nodeStage{d.maps.open[bpf.MapsMapNodes], nodes}, change); err != nil {
 		return fmt.Errorf("set peers: %w", err)
 	}
-	if others {
-		return d.nextGeneration()
-	}
-	return nil
+	return d.judgeAgain()
 }
 
 // otherIdentities tells whether an address is not any longer whose it was. Connections to it were judged as to the one
@@ -112,14 +112,13 @@ func (d *Datapath) SetPrefixes(prefixes map[netip.Prefix]Peer) error {
 	if err != nil {
 		return fmt.Errorf("set prefixes: %w", err)
 	}
-	if change.Empty() {
-		return nil
+	if !change.Empty() {
+		d.policy.writes++ // any prefix may change whose an address is
 	}
 	if err := delta.Apply(change); err != nil {
 		return fmt.Errorf("set prefixes: %w", err)
 	}
-	// Any prefix may have changed whose an address is.
-	return d.nextGeneration()
+	return d.judgeAgain()
 }
 
 // keepIPv4Apart gives the IPv4 addresses, which are ::ffff:0:0/96 in every trie, an entry of their own where an IPv6

@@ -39,7 +39,8 @@ type policyWriter struct {
 	// entries in each map
 	singles, ranges int
 	seed            maphash.Seed
-	// writes counts changes that packets could see.
+	// writes counts changes of what verdicts are made of since the generation moved on. It begins with 1: whoever was here
+	// before may have died in between.
 	writes int
 }
 
@@ -58,7 +59,7 @@ type verdictTable struct {
 }
 
 func newPolicyWriter(m *mapSet) policyWriter {
-	return policyWriter{maps: m, classes: delta.New(&mapStore[bpf.PrefixKey, uint32]{m, bpf.MapsMapClasses}), seed: maphash.MakeSeed()}
+	return policyWriter{maps: m, writes: 1, classes: delta.New(&mapStore[bpf.PrefixKey, uint32]{m, bpf.MapsMapClasses}), seed: maphash.MakeSeed()}
 }
 
 // isRange tells in which map a key lives.
