@@ -434,7 +434,7 @@ func (p *Policies) admit(e *endpoint.Endpoint, news bool) error {
 	now, ok := p.policyOf(e)
 	if !ok {
 		p.log.Info("a pod that nobody can name yet stays closed: its namespace has policies", "namespace", e.Pod.Namespace, "pod", e.Pod.Name)
-		return nil
+		return p.datapath.DropPodPolicy(e.ID) // whatever the pod had that held the number before
 	}
 	switch waiting := p.engine.Waiting(); {
 	case (news || waiting) && p.whole:

@@ -41,10 +41,11 @@ func (p *Policies) Ready() error {
 func (p *Policies) Progress() v1alpha1.PolicyProgress {
 	now := p.InForce()
 	out := v1alpha1.PolicyProgress{Kind: kindNetworkPolicy, Count: int32(now.count)}
-	if !now.at.IsZero() {
+	// More exceptions than can be listed: no policy is said to be in force, or those left out would be taken for it.
+	if !now.at.IsZero() && len(now.exceptions) <= v1alpha1.MaxPolicyExceptions {
 		out.InForce = strconv.FormatUint(now.version, 10)
 	}
-	out.Exceptions = now.exceptions
+	out.Exceptions = now.exceptions[:min(len(now.exceptions), v1alpha1.MaxPolicyExceptions)]
 	return out
 }
 
@@ -78,7 +79,7 @@ func (p *Policies) exceptions(failed map[uint16]error, wanted map[uint16]datapat
 	slices.SortFunc(out, func(a, b v1alpha1.PolicyException) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
-	return out[:min(len(out), v1alpha1.MaxPolicyExceptions)]
+	return out
 }
 
 func exception(ref policy.Ref, reason, message string) v1alpha1.PolicyException {
