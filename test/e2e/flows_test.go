@@ -20,9 +20,10 @@ import (
 type seenFlow struct {
 	Node string `json:"node_name"`
 	Flow struct {
-		Verdict string `json:"verdict"`
-		Point   string `json:"trace_observation_point"`
-		Source  struct {
+		Verdict    string `json:"verdict"`
+		DropReason string `json:"drop_reason_desc"`
+		Point      string `json:"trace_observation_point"`
+		Source     struct {
 			Pod string `json:"pod_name"`
 		} `json:"source"`
 		L4 struct {
@@ -30,8 +31,15 @@ type seenFlow struct {
 				Flags map[string]bool `json:"flags"`
 			} `json:"TCP"`
 		} `json:"l4"`
+		EgressAllowedBy  []policyName `json:"egress_allowed_by"`
+		IngressAllowedBy []policyName `json:"ingress_allowed_by"`
+		EgressDeniedBy   []policyName `json:"egress_denied_by"`
+		IngressDeniedBy  []policyName `json:"ingress_denied_by"`
 	} `json:"flow"`
 }
+
+// policyName names a policy in a flow.
+type policyName struct{ Kind, Namespace, Name string }
 
 func (f seenFlow) String() string {
 	var flags []string
@@ -39,7 +47,19 @@ func (f seenFlow) String() string {
 		flags = append(flags, name)
 	}
 	slices.Sort(flags)
-	return fmt.Sprintf("%s: %s %s %s %s", f.Node, f.Flow.Source.Pod, strings.Join(flags, "+"), f.Flow.Verdict, f.Flow.Point)
+	words := []string{f.Node + ":", f.Flow.Source.Pod, strings.Join(flags, "+"), f.Flow.Verdict, f.Flow.Point, f.Flow.DropReason}
+	for _, by := range []struct {
+		what     string
+		policies []policyName
+	}{
+		{"egress allowed by", f.Flow.EgressAllowedBy}, {"ingress allowed by", f.Flow.IngressAllowedBy},
+		{"egress denied by", f.Flow.EgressDeniedBy}, {"ingress denied by", f.Flow.IngressDeniedBy},
+	} {
+		for _, p := range by.policies {
+			words = append(words, by.what, p.Kind, p.Namespace+"/"+p.Name)
+		}
+	}
+	return strings.Join(slices.DeleteFunc(words, func(w string) bool { return w == "" }), " ")
 }
 
 func (c *cluster) hubble(t testing.TB, args ...string) string {
@@ -52,7 +72,7 @@ func (c *cluster) hubble(t testing.TB, args ...string) string {
 	return out
 }
 
-// handshakes are the first packets of connections with an address, each kind once.
+// handshakes are the first packets of connections between two pods and the refusals, each kind once.
 func (c *cluster) handshakes(t testing.TB, ip string) []string {
 	t.Helper()
 	out := c.hubble(t, "flows", "-A", "--all", "--ip", ip, "--port", fmt.Sprint(proberPort), "--protocol", "tcp", "--tcp-flags", "SYN", "-o", "json",
@@ -69,7 +89,8 @@ func (c *cluster) handshakes(t testing.TB, ip string) []string {
 	return slices.Compact(all) // a SYN that got no answer is sent again
 }
 
-// TestFlows: connections between pods of one node and of two, IPv4 and IPv6, make exactly the flows that tell of them.
+// TestFlows: connections between pods of one node and of two, IPv4 and IPv6, make exactly the flows that tell of them;
+// each with the policies that allowed or refused it.
 func TestFlows(t *testing.T) {
 	c := up(t, "flows-e2e", "--workers", "2", "--ip-family", "dual", "--cni", "ours")
 	const ns = "flows"
@@ -78,19 +99,19 @@ func TestFlows(t *testing.T) {
 	c.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+ns+"}\n---"+
 		proberPod(ns, "client", one, dir, false)+proberPod(ns, "near", one, dir, false)+proberPod(ns, "far", two, dir, false))
 	c.waitReady(t, ns, "client", "near", "far")
-	connect := func(pod, family string) string {
+	connect := func(pod, family string, want bool) string {
 		t.Helper()
 		ip := c.podIPs(t, ns, pod)[family]
 		for _, r := range c.ask(t, ns, "client", []target{{Name: pod, Proto: "tcp", Addr: ip, Port: proberPort, Size: 10}}, 1) {
-			if !r.OK {
-				t.Errorf("to %s over IPv%s: %+v", pod, family, r)
+			if r.OK != want {
+				t.Errorf("to %s over IPv%s: %+v, want %t", pod, family, r, want)
 			}
 		}
 		return ip
 	}
 	compare := func(what, ip string, want ...string) {
 		t.Helper()
-		slices.Sort(want)
+		want = slices.Compact(slices.Sorted(slices.Values(want)))
 		eventually(t, what, 10*time.Second, func() error {
 			if got := c.handshakes(t, ip); !slices.Equal(got, want) {
 				return fmt.Errorf("flows are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -98,14 +119,46 @@ func TestFlows(t *testing.T) {
 			return nil
 		})
 	}
+	// Without policies, then with: what was seen before stays in the ring.
+	seen := map[string][]string{}
+	expect := func(what, pod, family string, answers bool, more ...string) {
+		t.Helper()
+		seen[pod+family] = append(seen[pod+family], more...)
+		compare(what+", IPv"+family, connect(pod, family, answers), seen[pod+family]...)
+	}
 	for _, family := range []string{"4", "6"} {
-		ip := connect("near", family)
-		compare("one node, IPv"+family, ip,
+		expect("one node", "near", family, true,
 			one+": client SYN FORWARDED TO_ENDPOINT", one+": near ACK+SYN FORWARDED TO_ENDPOINT")
-		ip = connect("far", family)
-		compare("two nodes, IPv"+family, ip,
+		expect("two nodes", "far", family, true,
 			one+": client SYN FORWARDED TO_OVERLAY", two+": client SYN FORWARDED TO_ENDPOINT",
 			two+": far ACK+SYN FORWARDED TO_OVERLAY", one+": far ACK+SYN FORWARDED TO_ENDPOINT")
+	}
+	c.applyPolicy(t, `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: `+ns+`, name: closed}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+`)
+	for _, family := range []string{"4", "6"} {
+		refused := "client SYN DROPPED POLICY_DENIED ingress denied by NetworkPolicy " + ns + "/closed"
+		expect("refused on one node", "near", family, false, one+": "+refused)
+		expect("refused on the other node", "far", family, false, two+": "+refused)
+	}
+	c.applyPolicy(t, `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: `+ns+`, name: for-the-client}
+spec: {podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {pod: client}}}]}]}
+`)
+	for _, family := range []string{"4", "6"} {
+		allowed := " ingress allowed by NetworkPolicy " + ns + "/for-the-client"
+		expect("allowed on one node", "near", family, true,
+			one+": client SYN FORWARDED TO_ENDPOINT"+allowed, one+": near ACK+SYN FORWARDED TO_ENDPOINT"+allowed)
+		expect("allowed on the other node", "far", family, true,
+			two+": client SYN FORWARDED TO_ENDPOINT"+allowed, two+": far ACK+SYN FORWARDED TO_OVERLAY"+allowed)
+	}
+	if out := c.hubble(t, "flows", "-n", ns, "--verdict", "dropped", "--last", "1"); !strings.Contains(out, "(default deny of ingress by NetworkPolicy "+ns+"/closed)") {
+		t.Errorf("the line for people does not say why: %s", out)
 	}
 	if out := c.hubble(t, "status"); !strings.Contains(out, "Connected Nodes: 2/2") || !strings.Contains(out, "Healthcheck: Ok") {
 		t.Error(out)
