@@ -239,7 +239,7 @@ type CiliumNodeReportStatus struct {
 	// flows counts what the datapath told the agent.
 	// +optional
 	Flows FlowCounters `json:"flows,omitzero"`
-	// conditions are Ready, KernelSupported, DatapathReady, CNIConfigured, PolicyEnforced.
+	// conditions are Ready, KernelSupported, DatapathReady, CNIConfigured, PolicyEnforced, NodesReachable, FlowsServed.
 	// +listType=map
 	// +listMapKey=type
 	// +optional

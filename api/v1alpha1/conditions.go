@@ -25,8 +25,6 @@ const (
 	ConditionNodesReachable = "NodesReachable"
 	// ConditionFlowsServed is False on a CiliumNodeReport whose agent cannot serve flows; the network does not depend on it.
 	ConditionFlowsServed = "FlowsServed"
-	// ConditionConnectedToAPI is False on a CiliumNodeReport that an agent last wrote before losing the API server.
-	ConditionConnectedToAPI = "ConnectedToAPI"
 )
 
 // ReasonOtherCNI is the reason of Ready=False on a CiliumNodeReport whose agent leaves the node alone, because another

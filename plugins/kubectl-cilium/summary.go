@@ -529,8 +529,10 @@ func (out *Summary) reportConditions(object string, r *v1alpha1.CiliumNodeReport
 			out.warn(object, "%s", said(c))
 		}
 	}
-	if c := meta.FindStatusCondition(r.Conditions, v1alpha1.ConditionConnectedToAPI); c != nil && c.Status == metav1.ConditionFalse {
-		out.warn(object, "%s", said(c))
+	for _, kind := range []string{v1alpha1.ConditionPolicyEnforced, v1alpha1.ConditionNodesReachable, v1alpha1.ConditionFlowsServed} {
+		if c := meta.FindStatusCondition(r.Conditions, kind); c != nil && c.Status == metav1.ConditionFalse {
+			out.warn(object, "%s", said(c))
+		}
 	}
 	ready := meta.FindStatusCondition(r.Conditions, v1alpha1.ConditionReady)
 	switch {

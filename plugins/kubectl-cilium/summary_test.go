@@ -17,6 +17,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
@@ -150,5 +151,21 @@ func TestSummaryWarnsOfFailingRepairs(t *testing.T) {
 	got := Summarize(s)
 	if !got.Ready || len(got.Problems) != 1 || got.Problems[0].Severity == SeverityError || !strings.Contains(got.Problems[0].Message, c.Message) {
 		t.Errorf("ready %v: %+v", got.Ready, got.Problems)
+	}
+}
+
+// A node that serves its pods and yet does not do all that it should says so.
+func TestSummaryTellsOfWhatIsNotDone(t *testing.T) {
+	for _, kind := range []string{v1alpha1.ConditionPolicyEnforced, v1alpha1.ConditionNodesReachable, v1alpha1.ConditionFlowsServed} {
+		s := readSnapshot(t, "testdata/2-well.txtar")
+		r := &s.Reports[0].Status
+		r.Conditions = append(r.Conditions, metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: "Broken", Message: "it is " + kind})
+		var out bytes.Buffer
+		if err := printSummary(&out, Summarize(s), false, false, colors{}); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(out.String(), "it is "+kind) {
+			t.Errorf("nothing of %s:\n%s", kind, out.String())
+		}
 	}
 }

@@ -46,7 +46,7 @@ type CiliumNodeReportStatusApplyConfiguration struct {
 	Health []HealthProbeApplyConfiguration `json:"health,omitempty"`
 	// flows counts what the datapath told the agent.
 	Flows *FlowCountersApplyConfiguration `json:"flows,omitempty"`
-	// conditions are Ready, KernelSupported, DatapathReady, CNIConfigured, PolicyEnforced.
+	// conditions are Ready, KernelSupported, DatapathReady, CNIConfigured, PolicyEnforced, NodesReachable, FlowsServed.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 }
 
