@@ -141,7 +141,7 @@ test-kernel: test-cluster ## Run all tests but the end-to-end ones, with root, t
 
 .PHONY: test-e2e
 test-e2e: build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Run the end-to-end tests on real clusters.
-	KUBE_CILIUM_TEST_ROOT=1 TEST_CLUSTER=$(TEST_CLUSTER) go test -count=1 -v -parallel 64 -timeout 30m ./test/e2e/...
+	KUBE_CILIUM_TEST_ROOT=1 TEST_CLUSTER=$(TEST_CLUSTER) go test -count=1 -v -parallel 64 -timeout 30m ./test/e2e
 
 .PHONY: conformance
 conformance: build bin/kubectl-cilium test-cluster ## Run Kubernetes' own NetworkPolicy specs on a real cluster; JUnit and log in dist/. FAMILY=, FOCUS=
