@@ -105,7 +105,7 @@ func TestUninstall(t *testing.T) {
 		defer close(done)
 		kubelets(ctx, t, c, func(node string) bool { return broken && node == "worker-2" }, func(p *corev1.Pod) { cleaners = append(cleaners, p) })
 	}()
-	code, out, errOut = plugin("yes\n", "uninstall", "--node-timeout", "20s")
+	code, out, errOut = plugin("yes\n", "uninstall", "--node-timeout", "90s")
 	if code != 1 || out != "" {
 		t.Fatalf("with a broken node: exit %d, %q, %q", code, out, errOut)
 	}
@@ -136,7 +136,7 @@ func TestUninstall(t *testing.T) {
 		defer close(done)
 		kubelets(ctx, t, c, func(string) bool { return false }, func(*corev1.Pod) {})
 	}()
-	code, out, errOut = plugin("", "uninstall", "--yes", "--node-timeout", "20s")
+	code, out, errOut = plugin("", "uninstall", "--yes", "--node-timeout", "90s")
 	cancel()
 	<-done
 	if code != 0 {
