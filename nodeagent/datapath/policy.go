@@ -192,22 +192,13 @@ func (d *Datapath) setPolicy(pods map[uint16]PodPolicy, classes map[netip.Prefix
 	return failed, d.judgeAgain()
 }
 
-// judgeAgain ends every change of what verdicts are made of: programs judge again if there was one, this time or before,
-// when somebody died or failed between the change and this.
+// judgeAgain ends every change of what verdicts are made of: if there was one, this time or before, when somebody died or
+// failed between the change and this, the generation moves on. Verdicts that were asked for before carry the old number, so
+// programs judge every connection again with its next packet.
 func (d *Datapath) judgeAgain() error {
 	if d.policy.writes == 0 {
 		return nil
 	}
-	if err := d.nextGeneration(); err != nil {
-		return err
-	}
-	d.policy.writes = 0
-	return nil
-}
-
-// nextGeneration makes programs judge every connection again with its next packet. Verdicts that were asked for before
-// carry the old number.
-func (d *Datapath) nextGeneration() error {
 	m := d.maps.open[bpf.MapsMapLiveSettings]
 	var s bpf.Settings
 	if err := m.Lookup(uint32(0), &s); err != nil {
@@ -217,6 +208,7 @@ func (d *Datapath) nextGeneration() error {
 	if err := m.Put(uint32(0), s); err != nil {
 		return fmt.Errorf("write live settings: %w", err)
 	}
+	d.policy.writes = 0
 	return nil
 }
 
