@@ -126,7 +126,7 @@ func (m *metrics) collectPolicies(ch chan<- prometheus.Metric) {
 		gauge(m.tables, float64(len(tables)), direction.String())
 		gauge(m.tableEntries, float64(entries), direction.String())
 	}
-	gauge(m.policyCount, float64(now.count), kindNetworkPolicy)
+	gauge(m.policyCount, float64(now.count), policy.KindNetworkPolicy)
 	gauge(m.policyFailed, float64(len(now.failed)))
 	if !now.at.IsZero() {
 		gauge(m.policyTime, float64(now.at.UnixNano())/1e9)

@@ -14,13 +14,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kube-cilium/kube-cilium/internal/policy"
 )
-
-// kindNetworkPolicy as kubectl names it.
-const kindNetworkPolicy = "NetworkPolicy"
 
 // whence is where a policy was read.
 type whence int
@@ -69,10 +65,10 @@ func (p *Policies) deletions() toolscache.ResourceEventHandler {
 }
 
 // noteDeleted is called by the cache; the object carries the resourceVersion of its deletion.
-func (n *networkPolicies) noteDeleted(o client.Object) {
+func (n *networkPolicies) noteDeleted(o *networkingv1.NetworkPolicy) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.deleted[policy.Ref{Kind: kindNetworkPolicy, Namespace: o.GetNamespace(), Name: o.GetName()}] = versionOf(o)
+	n.deleted[policy.RefOf(o)] = versionOf(o)
 }
 
 func (n *networkPolicies) takeDeleted() map[policy.Ref]uint64 {
@@ -93,13 +89,9 @@ func (n *networkPolicies) some(namespace string) bool {
 	return false
 }
 
-func refOf(o *networkingv1.NetworkPolicy) policy.Ref {
-	return policy.Ref{Kind: kindNetworkPolicy, Namespace: o.Namespace, Name: o.Name}
-}
-
 // hold gives a policy to the engine. The error is also kept; the engine then goes on with the version before.
 func (p *Policies) hold(o *networkingv1.NetworkPolicy, from whence) error {
-	ref := refOf(o)
+	ref := policy.RefOf(o)
 	rules, notes, err := policy.FromNetworkPolicy(o)
 	if err == nil {
 		err = p.engine.SetPolicy(ref, rules)
@@ -132,7 +124,7 @@ const (
 func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy, deleted map[policy.Ref]uint64) (fates map[policy.Ref]fate, again bool) {
 	present := make(map[policy.Ref]bool, len(list))
 	for i := range list {
-		present[refOf(&list[i])] = true
+		present[policy.RefOf(&list[i])] = true
 	}
 	fates = map[policy.Ref]fate{}
 	ask := map[string][]policy.Ref{}
@@ -186,7 +178,7 @@ func (p *Policies) feedNetworkPolicies(list []networkingv1.NetworkPolicy, fates 
 		o := &list[i]
 		v := versionOf(o)
 		version = max(version, v)
-		h := p.networks.held[refOf(o)]
+		h := p.networks.held[policy.RefOf(o)]
 		switch {
 		case h != nil && h.whence == fromLive && h.version > v:
 			// The cache is behind what a new pod has asked for.

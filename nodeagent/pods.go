@@ -3,7 +3,6 @@
 package nodeagent
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -96,7 +94,7 @@ func isPod(pod *corev1.Pod, uid string) bool {
 
 // who says who a pod is, all but its number; Labels are nil when its namespace is not known yet.
 func (p *Pods) who(ctx context.Context, pod *corev1.Pod) (endpoint.Who, error) {
-	who := endpoint.Who{Identity: identity.Pending, Ports: namedPorts(pod)}
+	who := endpoint.Who{Identity: identity.Pending, Ports: policy.NamedPorts(pod)}
 	var ns corev1.Namespace
 	if err := p.cache.Get(ctx, types.NamespacedName{Name: pod.Namespace}, &ns); err != nil {
 		if err := p.live.Get(ctx, types.NamespacedName{Name: pod.Namespace}, &ns); err != nil {
@@ -108,70 +106,14 @@ func (p *Pods) who(ctx context.Context, pod *corev1.Pod) (endpoint.Who, error) {
 	if err := p.cache.Get(ctx, types.NamespacedName{Name: v1alpha1.ConfigName}, &config); err == nil && config.Spec.ClusterName != "" {
 		cluster = config.Spec.ClusterName
 	}
-	workload := identity.Workload{
-		Namespace: pod.Namespace, Labels: pod.Labels, NamespaceLabels: ns.Labels,
-		ServiceAccount: pod.Spec.ServiceAccountName, Cluster: cluster,
-	}
-	var err error
-	if who.Labels, err = identity.ForPod(workload, p.filter); err != nil {
-		return who, err
-	}
-	// Too many in all: policies then select the pod by what makes its identity.
-	if who.Subject, err = identity.ForPod(workload, identity.Filter{}); errors.Is(err, identity.ErrTooManyLabels) {
-		err = nil
-	}
+	known, err := policy.FromPod(pod, ns.Labels, cluster, p.filter)
+	who.Labels, who.Subject, who.Ports = known.Labels, known.Whole, known.Ports
 	return who, err
-}
-
-// namedPorts are the pod's container ports that have a name, sorted. Policies name them, here and on other nodes.
-func namedPorts(pod *corev1.Pod) []policy.NamedPort {
-	var out []policy.NamedPort
-	add := func(c corev1.Container) {
-		for _, port := range c.Ports {
-			if number := protocolNumber(port.Protocol); port.Name != "" && number != 0 && port.ContainerPort > 0 && port.ContainerPort <= 65535 {
-				out = append(out, policy.NamedPort{Name: port.Name, Protocol: number, Port: uint16(port.ContainerPort)})
-			}
-		}
-	}
-	for _, c := range pod.Spec.Containers {
-		add(c)
-	}
-	for _, c := range pod.Spec.InitContainers {
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-			add(c) // a sidecar serves as long as the others
-		}
-	}
-	out = uniquePorts(out)
-	return out[:min(len(out), v1alpha1.MaxPortsPerEndpoint)]
-}
-
-// uniquePorts sorts list in place.
-func uniquePorts(list []policy.NamedPort) []policy.NamedPort {
-	if len(list) == 0 {
-		return nil
-	}
-	slices.SortFunc(list, func(a, b policy.NamedPort) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
-	})
-	return slices.Compact(list)
-}
-
-// protocolNumber is IANA's; 0 for what has no ports.
-func protocolNumber(p corev1.Protocol) uint8 {
-	switch p {
-	case corev1.ProtocolTCP, "":
-		return unix.IPPROTO_TCP
-	case corev1.ProtocolUDP:
-		return unix.IPPROTO_UDP
-	case corev1.ProtocolSCTP:
-		return unix.IPPROTO_SCTP
-	}
-	return 0
 }
 
 func protocolName(number uint8) corev1.Protocol {
 	for _, p := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP} {
-		if protocolNumber(p) == number {
+		if policy.ProtocolNumber(p) == number {
 			return p
 		}
 	}

@@ -139,7 +139,7 @@ func (p *Policies) Restore() {
 		if err := p.hold(&last.Policies[i].NetworkPolicy, fromDisk); err != nil {
 			p.log.Error(err, "a policy from disk is not in force")
 		}
-		if h := p.networks.held[refOf(&last.Policies[i].NetworkPolicy)]; h != nil {
+		if h := p.networks.held[policy.RefOf(&last.Policies[i].NetworkPolicy)]; h != nil {
 			h.lingering = last.Policies[i].Lingering
 		}
 	}
@@ -239,7 +239,7 @@ func (p *Policies) wantedIdentities(objects []v1alpha1.CiliumIdentity, list []v1
 		for j := range list[i].Spec.Endpoints {
 			e := &list[i].Spec.Endpoints[j]
 			for _, port := range e.Ports {
-				if number := protocolNumber(corev1.Protocol(port.Protocol)); number != 0 && port.Port > 0 && port.Port <= 65535 {
+				if number := policy.ProtocolNumber(corev1.Protocol(port.Protocol)); number != 0 && port.Port > 0 && port.Port <= 65535 {
 					n := identity.Number(e.Identity)
 					ports[n] = append(ports[n], policy.NamedPort{Name: port.Name, Protocol: number, Port: uint16(port.Port)})
 				}
@@ -261,7 +261,7 @@ func (p *Policies) wantedIdentities(objects []v1alpha1.CiliumIdentity, list []v1
 	}
 	for n, list := range ports {
 		if l, ok := wanted[n]; ok {
-			l.ports = uniquePorts(list)
+			l.ports = policy.UniquePorts(list)
 			wanted[n] = l
 		}
 	}
@@ -289,7 +289,7 @@ func (p *Policies) learn(who endpoint.Who) bool {
 		return false
 	}
 	known, ok := p.identities[who.Identity]
-	now := labelled{who.Labels, uniquePorts(append(slices.Clone(known.ports), who.Ports...))}
+	now := labelled{who.Labels, policy.UniquePorts(append(slices.Clone(known.ports), who.Ports...))}
 	p.learned[who.Identity] = learned{labelled: now, at: time.Now()}
 	if ok && known.equal(now) {
 		return false
@@ -331,10 +331,7 @@ func (p *Policies) pods() []*endpoint.Endpoint {
 // policyOf is what policies say of a pod; false when they may say something and nobody knows who the pod is: it stays
 // closed.
 func (p *Policies) policyOf(e *endpoint.Endpoint) (datapath.PodPolicy, bool) {
-	s := policy.Subject{Labels: e.Subject, Whole: true, Ports: e.Ports}
-	if s.Labels == nil {
-		s.Labels, s.Whole = e.Labels, false
-	}
+	s := policy.Pod{Labels: e.Labels, Whole: e.Subject, Ports: e.Ports}.Subject()
 	if s.Labels == nil {
 		return datapath.PodPolicy{}, !p.networks.some(e.Pod.Namespace)
 	}
@@ -416,7 +413,7 @@ func (p *Policies) Admit(ctx context.Context, e *endpoint.Endpoint) func() error
 		}
 		news := false
 		for i := range found {
-			if h := p.networks.held[refOf(&found[i])]; h == nil || h.version < versionOf(&found[i]) {
+			if h := p.networks.held[policy.RefOf(&found[i])]; h == nil || h.version < versionOf(&found[i]) {
 				if err := p.hold(&found[i], fromLive); err != nil {
 					return err
 				}

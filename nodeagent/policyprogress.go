@@ -40,7 +40,7 @@ func (p *Policies) Ready() error {
 // Progress is how far NetworkPolicies are in force.
 func (p *Policies) Progress() v1alpha1.PolicyProgress {
 	now := p.InForce()
-	out := v1alpha1.PolicyProgress{Kind: kindNetworkPolicy, Count: int32(now.count)}
+	out := v1alpha1.PolicyProgress{Kind: policy.KindNetworkPolicy, Count: int32(now.count)}
 	// More exceptions than can be listed: no policy is said to be in force, or those left out would be taken for it.
 	if !now.at.IsZero() && len(now.exceptions) <= v1alpha1.MaxPolicyExceptions {
 		out.InForce = strconv.FormatUint(now.version, 10)

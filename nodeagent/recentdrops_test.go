@@ -17,7 +17,7 @@ import (
 func TestRecentDrops(t *testing.T) {
 	rung := 0
 	deny := policy.Provenance{Verdict: policy.Deny, Default: true, Origins: []policy.Origin{
-		{Ref: policy.Ref{Kind: kindNetworkPolicy, Namespace: "a", Name: "two"}}, {Ref: policy.Ref{Kind: kindNetworkPolicy, Namespace: "a", Name: "one"}},
+		{Ref: policy.Ref{Kind: policy.KindNetworkPolicy, Namespace: "a", Name: "two"}}, {Ref: policy.Ref{Kind: policy.KindNetworkPolicy, Namespace: "a", Name: "one"}},
 	}}
 	r := newRecentDrops(func(id uint32) (policy.Provenance, bool) { return deny, id == 77 }, func() { rung++ })
 	now := time.Date(2026, 11, 22, 20, 0, 0, 0, time.UTC)

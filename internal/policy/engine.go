@@ -288,7 +288,7 @@ func drop[K comparable](m map[K]map[*rule]struct{}, k K, r *rule) {
 
 // SetIdentity says which labels a number stands for, and which named ports the pods of it have between them.
 func (e *Engine) SetIdentity(n identity.Number, l identity.Labels, ports []NamedPort) {
-	ports = sortedPorts(ports)
+	ports = UniquePorts(slices.Clone(ports))
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if old := e.idents[n]; old != nil {
@@ -352,12 +352,6 @@ func (e *Engine) touchNamed(n identity.Number, i *ident) {
 			r.touch(Peer(n))
 		}
 	}
-}
-
-func sortedPorts(ports []NamedPort) []NamedPort {
-	out := slices.Clone(ports)
-	slices.SortFunc(out, compareNamedPorts)
-	return slices.Compact(out)
 }
 
 // Classes are the prefixes that policies name, with the class of the addresses for which each is the longest. A prefix

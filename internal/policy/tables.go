@@ -91,7 +91,7 @@ func (e *Engine) subject(s Subject) *subject {
 	sub := e.subjects[key]
 	if sub == nil {
 		e.forgetSubjects()
-		sub = &subject{Subject: Subject{Labels: maps.Clone(s.Labels), Whole: s.Whole, Ports: sortedPorts(s.Ports)}, stale: true}
+		sub = &subject{Subject: Subject{Labels: maps.Clone(s.Labels), Whole: s.Whole, Ports: UniquePorts(slices.Clone(s.Ports))}, stale: true}
 		e.subjects[key] = sub
 	}
 	e.clock++
@@ -185,7 +185,7 @@ func (e *Engine) state(s *Subject, d Direction) *state {
 			}
 		}
 	}
-	st.ports = sortedPorts(st.ports)
+	st.ports = UniquePorts(slices.Clone(st.ports))
 	fmt.Fprint(&key, st.ports)
 	st.key = key.String()
 	if known := e.states[st.key]; known != nil {

@@ -8,7 +8,9 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,9 +21,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/bpf"
 	"github.com/kube-cilium/kube-cilium/internal/identity"
 	"github.com/kube-cilium/kube-cilium/internal/policy"
+	"github.com/kube-cilium/kube-cilium/plugins/explain"
 )
 
 // somebody is an end of a random packet: a pod of this node (id), a pod elsewhere, or nobody's address.
@@ -47,12 +51,19 @@ type differ struct {
 	engine *policy.Engine
 	progs  map[string]*ebpf.Program
 	locals []somebody
-	others []somebody
-	port   uint16
+	// others are the pods elsewhere and the world.
+	others, elsewhere []somebody
+	port              uint16
+	// objects are what kubectl cilium policy explain has read, world what it makes of them.
+	objects explain.Objects
+	world   *explain.World
+	// explained counts the packets of which somebody asked why.
+	explained int
 }
 
 // TestKernelEqualsEvaluate: random NetworkPolicies, pods and packets; what the programs say on the tables that the engine
-// made is what Evaluate says of the objects, with the same rule, on each side. KUBE_CILIUM_SEED repeats a run.
+// made is what Evaluate says of the objects, with the same rule, on each side. What Explain says, and kubectl cilium
+// policy explain from the objects alone, is the same again. KUBE_CILIUM_SEED repeats a run.
 func TestKernelEqualsEvaluate(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	if s, err := strconv.ParseUint(os.Getenv("KUBE_CILIUM_SEED"), 10, 64); err == nil {
@@ -72,9 +83,12 @@ func TestKernelEqualsEvaluate(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d verdicts compared, %d of them denials", pairs, denied)
+	t.Logf("%d verdicts compared, %d of them denials; %d pairs explained", pairs, denied, d.explained)
 	if pairs < 10000 || denied < pairs/20 || denied > pairs*19/20 {
 		t.Errorf("%d verdicts, %d denials: too few of one kind", pairs, denied)
+	}
+	if d.explained < 1000 {
+		t.Errorf("%d pairs explained: too few", d.explained)
 	}
 }
 
@@ -90,27 +104,50 @@ func newDiffer(t *testing.T, r *rand.Rand) *differ {
 		d.progs[p.Name] = progs[p.Name]
 	}
 	t.Cleanup(func() { closeAll(d.progs) })
+	namespaces := map[string]map[string]string{}
+	for _, name := range []string{"one", "two"} {
+		namespaces[name] = map[string]string{"kubernetes.io/metadata.name": name, "team": "t" + name}
+		d.objects.Namespaces = append(d.objects.Namespaces, corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: namespaces[name]}})
+	}
+	d.objects.Nodes = []corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "here"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
+		{Address: node4.String()}, {Address: node6.String()}}}}}
+	d.objects.ClusterName = "default"
 	numbers := map[string]identity.Number{}
 	pod := func(i int, id uint16) somebody {
-		w := identity.Workload{Namespace: pick(r, "one", "two"), Labels: map[string]string{"app": pick(r, "a", "b", "c")}}
+		who := somebody{id: id, v4: netip.AddrFrom4([4]byte{10, 1, byte(i / 16), byte(i)}), v6: netip.MustParseAddr(fmt.Sprintf("fd00:1::%x:%x", i/16, i))}
+		o := corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, "one", "two"), Name: fmt.Sprintf("pod-%d", i), Labels: map[string]string{"app": pick(r, "a", "b", "c")}},
+			Spec:       corev1.PodSpec{NodeName: "elsewhere"},
+			Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: who.v4.String()}, {IP: who.v6.String()}}},
+		}
+		if id != 0 {
+			o.Spec.NodeName = "here"
+		}
 		if r.IntN(2) == 0 {
-			w.Labels["tier"] = pick(r, "x", "y")
+			o.Labels["tier"] = pick(r, "x", "y")
 		}
-		w.NamespaceLabels = map[string]string{"kubernetes.io/metadata.name": w.Namespace, "team": "t" + w.Namespace}
-		labels, err := identity.ForPod(w, identity.DefaultFilter())
+		key := fmt.Sprint(o.Namespace, o.Labels)
+		n, known := numbers[key]
+		if !known {
+			n = identity.Number(300 + len(numbers))
+			numbers[key] = n
+		}
+		// Of one identity all pods name the same ports; one of them is a sidecar's.
+		always := corev1.ContainerRestartPolicyAlways
+		o.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80 + int32(n%3)}}}}
+		o.Spec.InitContainers = []corev1.Container{
+			{Ports: []corev1.ContainerPort{{Name: "dns", Protocol: corev1.ProtocolUDP, ContainerPort: 53}}, RestartPolicy: &always},
+			{Ports: []corev1.ContainerPort{{Name: "nobody", ContainerPort: 443}}},
+		}
+		p, err := policy.FromPod(&o, namespaces[o.Namespace], d.objects.ClusterName, identity.DefaultFilter())
 		must(t, err)
-		whole, err := identity.ForPod(w, identity.Filter{})
-		must(t, err)
-		key := fmt.Sprint(w)
-		if numbers[key] == 0 {
-			numbers[key] = identity.Number(300 + len(numbers))
-			// Of one identity all pods name the same ports.
-			d.engine.SetIdentity(numbers[key], labels, namedPorts(numbers[key]))
+		if !known {
+			d.engine.SetIdentity(n, p.Labels, p.Ports)
 		}
-		return somebody{
-			id: id, identity: numbers[key], subject: &policy.Subject{Labels: whole, Whole: true, Ports: namedPorts(numbers[key])},
-			v4: netip.AddrFrom4([4]byte{10, 1, byte(i / 16), byte(i)}), v6: netip.MustParseAddr(fmt.Sprintf("fd00:1::%x:%x", i/16, i)),
-		}
+		subject := p.Subject()
+		who.identity, who.subject = n, &subject
+		d.objects.Pods = append(d.objects.Pods, o)
+		return who
 	}
 	for i := range 6 {
 		p := pod(i+1, uint16(i+1))
@@ -123,8 +160,9 @@ func newDiffer(t *testing.T, r *rand.Rand) *differ {
 	for i := range 20 {
 		p := pod(i+32, 0)
 		p.subject = nil
-		d.others = append(d.others, p)
+		d.elsewhere = append(d.elsewhere, p)
 	}
+	d.others = slices.Clone(d.elsewhere)
 	for _, p := range d.others {
 		for _, a := range []netip.Addr{p.v4, p.v6} {
 			must(t, d.d.maps.open[bpf.MapsMapPeers].Put(bpf.AddrFrom(a), bpf.Peer{Identity: uint32(p.identity),
@@ -140,18 +178,17 @@ func newDiffer(t *testing.T, r *rand.Rand) *differ {
 
 func pick[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
 
-func namedPorts(n identity.Number) []policy.NamedPort {
-	return []policy.NamedPort{{Name: "http", Protocol: unix.IPPROTO_TCP, Port: 80 + uint16(n%3)}, {Name: "dns", Protocol: unix.IPPROTO_UDP, Port: 53}}
-}
-
 // policies makes other objects and brings them into force.
 func (d *differ) policies(round int) {
 	r := d.r
 	for i := range 4 {
 		np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, "one", "two"), Name: fmt.Sprintf("p%d", i)}}
-		for _, ns := range []string{"one", "two"} {
-			d.engine.DeletePolicy(policy.Ref{Kind: "NetworkPolicy", Namespace: ns, Name: np.Name})
-		}
+		d.objects.Policies = slices.DeleteFunc(d.objects.Policies, func(o networkingv1.NetworkPolicy) bool {
+			if o.Name == np.Name {
+				d.engine.DeletePolicy(policy.RefOf(&o))
+			}
+			return o.Name == np.Name
+		})
 		if r.IntN(4) == 0 {
 			continue
 		}
@@ -171,7 +208,11 @@ func (d *differ) policies(round int) {
 		rules, _, err := policy.FromNetworkPolicy(np)
 		must(d.t, err)
 		must(d.t, d.engine.SetPolicy(policy.RefOf(np), rules))
+		d.objects.Policies = append(d.objects.Policies, *np)
 	}
+	var err error
+	d.world, err = explain.New(d.objects)
+	must(d.t, err)
 	for again := true; again; {
 		pods := map[uint16]PodPolicy{}
 		for _, p := range d.locals {
@@ -312,6 +353,15 @@ func (d *differ) packet() (compared, denied int) {
 		return 0, 0
 	}
 	conn := d.conn(home, from.addr(v6), to.addr(v6), f.Protocol, d.port, f.Port)
+	walk := d.engine.Explain(f)
+	answer := d.ask(f)
+	d.explained++
+	// A pod elsewhere is judged there: the objects know that side too.
+	whole := !slices.ContainsFunc(d.elsewhere, func(s somebody) bool { return s.v4 == other.v4 })
+	if walk.Verdict != decision.Verdict || (walk.Nearest != nil) != (walk.Verdict == policy.Deny) || whole && answer.Allowed() != (decision.Verdict == policy.Allow) {
+		d.t.Errorf("%s: %+v -> %+v protocol %d port %d: decision %+v, explained %+v, from the objects %+v", prog, from, to, f.Protocol, f.Port, decision, walk, answer)
+	}
+	explained, answered := []policy.Side{walk.Egress, walk.Ingress}, []explain.Side{answer.Egress, answer.Ingress}
 	for i, side := range []policy.Side{decision.Egress, decision.Ingress} {
 		if side.Verdict == 0 || i == 0 && from.id == 0 || i == 1 && (to.id == 0 || decision.Egress.Verdict == policy.Deny && from.id != 0) {
 			continue
@@ -321,11 +371,51 @@ func (d *differ) packet() (compared, denied int) {
 		if allowed := got.Verdict == 1; allowed != (side.Verdict == policy.Allow) || got.Rule != uint32(side.Rule) {
 			d.t.Errorf("%s: %+v -> %+v protocol %d port %d: side %d says %+v, the objects %+v", prog, from, to, f.Protocol, f.Port, i, got, side)
 		}
+		if why := explained[i]; (got.Verdict == 1) != (why.Verdict == policy.Allow) || got.Rule != uint32(why.Rule) {
+			d.t.Errorf("%s: %+v -> %+v protocol %d port %d: side %d says %+v, explained %+v", prog, from, to, f.Protocol, f.Port, i, got, why)
+		}
+		if why := answered[i]; (got.Verdict == 1) != (why.Verdict == "allowed") || got.Rule != 0 && why.Why != d.name(got.Rule) {
+			d.t.Errorf("%s: %+v -> %+v protocol %d port %d: side %d says %+v (%s), from the objects %+v", prog, from, to, f.Protocol, f.Port, i, got, d.name(got.Rule), why)
+		}
 		if side.Verdict == policy.Deny {
 			denied++
 		}
 	}
 	return compared, denied
+}
+
+// ask is the question of kubectl cilium policy explain, with addresses for both ends.
+func (d *differ) ask(f policy.Flow) explain.Answer {
+	world := d.world
+	if f.Source.Identity == identity.Pending {
+		// The node's address, forwarded by a stack: as if nobody had it, and its cluster had that prefix.
+		o := d.objects
+		o.Nodes = nil
+		o.Members = []v1alpha1.CiliumNode{{Spec: v1alpha1.CiliumNodeSpec{PodCIDRs: []string{f.Source.Addr.String() + "/" + strconv.Itoa(f.Source.Addr.BitLen())}}}}
+		var err error
+		world, err = explain.New(o)
+		must(d.t, err)
+	}
+	answers, err := world.Ask(explain.Question{From: f.Source.Addr.String(), To: f.Destination.Addr.String(), Port: explain.Port{Number: f.Port, Protocol: f.Protocol}})
+	must(d.t, err)
+	if len(answers) != 1 {
+		d.t.Fatalf("%+v: %d answers", f, len(answers))
+	}
+	return answers[0]
+}
+
+// name is a rule in the words of kubectl cilium policy explain.
+func (d *differ) name(rule uint32) string {
+	p, _ := d.engine.Provenance(policy.RuleID(rule))
+	var origins []string
+	for _, o := range p.Origins {
+		origins = append(origins, strings.TrimSpace(o.Ref.String()+" "+o.Path))
+	}
+	name := strings.Join(origins, ", ")
+	if p.Default {
+		name = "the default deny of " + name
+	}
+	return name
 }
 
 // conn is the entry that the packet made.

@@ -89,7 +89,7 @@ func (w *World) Ask(q Question) ([]Answer, error) {
 // resolveName is the number that the destination has for a port's name.
 func resolveName(to *party, port Port) (Port, error) {
 	if to.pod != nil {
-		for _, p := range namedPorts(to.pod) {
+		for _, p := range policy.NamedPorts(to.pod) {
 			if p.Name == port.Name && p.Protocol == port.Protocol {
 				return Port{Number: p.Port, Protocol: p.Protocol}, nil
 			}

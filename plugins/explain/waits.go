@@ -28,7 +28,7 @@ func (w *World) Selected(np *networkingv1.NetworkPolicy) []string {
 // Notes say what the writer of a policy should know: what it names that is not there yet, and what is not heard.
 func (w *World) Notes(np *networkingv1.NetworkPolicy) []string {
 	var all []string
-	for _, n := range w.notes[RefOf(np)] {
+	for _, n := range w.notes[policy.RefOf(np)] {
 		all = append(all, n.String())
 	}
 	note := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
@@ -95,7 +95,7 @@ func named(path string, ports []networkingv1.NetworkPolicyPort, destinations []*
 }
 
 func hasPort(p *corev1.Pod, name string, protocol corev1.Protocol) bool {
-	return slices.ContainsFunc(namedPorts(p), func(n policy.NamedPort) bool { return n.Name == name && n.Protocol == protocols[string(protocol)] })
+	return slices.ContainsFunc(policy.NamedPorts(p), func(n policy.NamedPort) bool { return n.Name == name && n.Protocol == policy.ProtocolNumber(protocol) })
 }
 
 func (w *World) namespaces(s *metav1.LabelSelector) map[string]bool {

@@ -3,7 +3,6 @@
 package explain
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -45,26 +44,18 @@ type World struct {
 	notes   map[policy.Ref][]policy.Note
 }
 
-// KindNetworkPolicy is the kind of the policies that are heard today, as kubectl names it.
-const KindNetworkPolicy = "NetworkPolicy"
-
-// RefOf names a NetworkPolicy.
-func RefOf(np *networkingv1.NetworkPolicy) policy.Ref {
-	return policy.Ref{Kind: KindNetworkPolicy, Namespace: np.Namespace, Name: np.Name}
-}
-
 // New gives the engine all policies and all identities.
 func New(o Objects) (*World, error) {
 	w := &World{Objects: o, engine: policy.NewEngine(), numbers: map[string]identity.Number{}, notes: map[policy.Ref][]policy.Note{}}
 	for i := range o.Policies {
 		rules, notes, err := policy.FromNetworkPolicy(&o.Policies[i])
 		if err == nil {
-			err = w.engine.SetPolicy(RefOf(&o.Policies[i]), rules)
+			err = w.engine.SetPolicy(policy.RefOf(&o.Policies[i]), rules)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", RefOf(&o.Policies[i]), err)
+			return nil, fmt.Errorf("%s: %w", policy.RefOf(&o.Policies[i]), err)
 		}
-		w.notes[RefOf(&o.Policies[i])] = notes
+		w.notes[policy.RefOf(&o.Policies[i])] = notes
 	}
 	ports := map[identity.Number][]policy.NamedPort{}
 	labels := map[identity.Number]identity.Labels{}
@@ -72,16 +63,16 @@ func New(o Objects) (*World, error) {
 		if !inNetwork(&o.Pods[i]) {
 			continue
 		}
-		l, err := identity.ForPod(w.workload(&o.Pods[i]), identity.DefaultFilter())
+		p, err := w.known(&o.Pods[i])
 		if err != nil {
 			continue // its agent gives it none either
 		}
-		n, has := w.numbers[l.Canonical()]
+		n, has := w.numbers[p.Labels.Canonical()]
 		if !has {
 			n = identity.Min + identity.Number(len(w.numbers))
-			w.numbers[l.Canonical()], labels[n] = n, l
+			w.numbers[p.Labels.Canonical()], labels[n] = n, p.Labels
 		}
-		ports[n] = append(ports[n], namedPorts(&o.Pods[i])...)
+		ports[n] = append(ports[n], p.Ports...)
 	}
 	for n, l := range labels {
 		w.engine.SetIdentity(n, l, ports[n])
@@ -94,14 +85,13 @@ func inNetwork(p *corev1.Pod) bool {
 	return !p.Spec.HostNetwork && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed
 }
 
-func (w *World) workload(p *corev1.Pod) identity.Workload {
-	out := identity.Workload{Namespace: p.Namespace, Labels: p.Labels, ServiceAccount: p.Spec.ServiceAccountName, Cluster: w.ClusterName}
-	for i := range w.Namespaces {
-		if w.Namespaces[i].Name == p.Namespace {
-			out.NamespaceLabels = w.Namespaces[i].Labels
-		}
+// known is a pod as its agent knows it.
+func (w *World) known(p *corev1.Pod) (policy.Pod, error) {
+	var labels map[string]string
+	if i := slices.IndexFunc(w.Namespaces, func(n corev1.Namespace) bool { return n.Name == p.Namespace }); i >= 0 {
+		labels = w.Namespaces[i].Labels
 	}
-	return out
+	return policy.FromPod(p, labels, w.ClusterName, identity.DefaultFilter())
 }
 
 // protocols by name, as Kubernetes and the IP header write them.
@@ -114,18 +104,6 @@ func protocolName(n uint8) string {
 		}
 	}
 	return strconv.Itoa(int(n))
-}
-
-func namedPorts(p *corev1.Pod) []policy.NamedPort {
-	var all []policy.NamedPort
-	for _, c := range p.Spec.Containers {
-		for _, port := range c.Ports {
-			if port.Name != "" {
-				all = append(all, policy.NamedPort{Name: port.Name, Protocol: protocols[cmp.Or(string(port.Protocol), "TCP")], Port: uint16(port.ContainerPort)})
-			}
-		}
-	}
-	return all
 }
 
 // Port is what --port says.
@@ -245,13 +223,10 @@ func (w *World) end(p, other *party, a netip.Addr) policy.End {
 	e := policy.End{Addr: a}
 	switch {
 	case p.pod != nil:
-		whole, err := identity.ForPod(w.workload(p.pod), identity.Filter{})
-		e.Pod = &policy.Subject{Labels: whole, Whole: err == nil, Ports: namedPorts(p.pod)}
-		if l, err := identity.ForPod(w.workload(p.pod), identity.DefaultFilter()); err == nil {
-			e.Identity = w.numbers[l.Canonical()]
-			if e.Pod.Labels == nil {
-				e.Pod.Labels = l
-			}
+		known, err := w.known(p.pod)
+		subject := known.Subject()
+		if e.Pod = &subject; err == nil {
+			e.Identity = w.numbers[known.Labels.Canonical()]
 		}
 	case p.node != "" && other.pod != nil && other.pod.Spec.NodeName == p.node:
 		e.Identity = identity.Host

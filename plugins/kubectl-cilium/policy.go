@@ -23,6 +23,7 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/internal/flow"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 	"github.com/kube-cilium/kube-cilium/plugins/cluster"
 	"github.com/kube-cilium/kube-cilium/plugins/explain"
 	"github.com/kube-cilium/kube-cilium/plugins/progress"
@@ -170,8 +171,8 @@ func summarizePolicies(w *explain.World, v *progress.View, namespace string, nam
 			continue
 		}
 		s := PolicySummary{
-			Namespace: np.Namespace, Name: np.Name, Kind: explain.KindNetworkPolicy, ResourceVersion: np.ResourceVersion,
-			Progress: v.Of(explain.KindNetworkPolicy, np.Namespace, np.Name, np.ResourceVersion),
+			Namespace: np.Namespace, Name: np.Name, Kind: policy.KindNetworkPolicy, ResourceVersion: np.ResourceVersion,
+			Progress: v.Of(policy.KindNetworkPolicy, np.Namespace, np.Name, np.ResourceVersion),
 			Selected: append([]string{}, w.Selected(np)...), Notes: append([]string{}, w.Notes(np)...), created: np,
 		}
 		all = append(all, s)
@@ -358,7 +359,7 @@ func (o *policyOptions) waitFor(ctx context.Context, c *cluster.Cluster, policie
 		var waiting []string
 		for i := range policies {
 			p := &policies[i]
-			s := view.Of(explain.KindNetworkPolicy, p.Namespace, p.Name, p.ResourceVersion)
+			s := view.Of(policy.KindNetworkPolicy, p.Namespace, p.Name, p.ResourceVersion)
 			name := fmt.Sprintf("networkpolicy/%s in namespace %s", p.Name, p.Namespace)
 			switch {
 			case len(view.Reports) == 0:

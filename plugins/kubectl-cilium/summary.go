@@ -20,8 +20,8 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/bpf"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 	"github.com/kube-cilium/kube-cilium/plugins/cluster"
-	"github.com/kube-cilium/kube-cilium/plugins/explain"
 	"github.com/kube-cilium/kube-cilium/plugins/progress"
 )
 
@@ -569,7 +569,7 @@ func (out *Summary) policies(s *Snapshot) {
 	out.Policies = len(s.Policies)
 	for i := range s.Policies {
 		p := &s.Policies[i]
-		state := view.Of(explain.KindNetworkPolicy, p.Namespace, p.Name, p.ResourceVersion)
+		state := view.Of(policy.KindNetworkPolicy, p.Namespace, p.Name, p.ResourceVersion)
 		if state.Done() && state.Wanted > 0 {
 			out.PoliciesInForce++
 			continue
