@@ -532,6 +532,40 @@ func TestNamedPortsOfAnIdentity(t *testing.T) {
 	}
 }
 
+// Only the first 16 named ports of a pod were known to other nodes, and nobody was told.
+func TestPodWithManyNamedPorts(t *testing.T) {
+	p := newPoliced(t)
+	p.reconcile()
+	for id, row := range map[uint16]struct {
+		ports, known int
+		status       metav1.ConditionStatus
+	}{
+		1: {ports: 40, known: 40, status: metav1.ConditionTrue},
+		2: {ports: v1alpha1.MaxPortsPerEndpoint, known: v1alpha1.MaxPortsPerEndpoint, status: metav1.ConditionTrue},
+		3: {ports: v1alpha1.MaxPortsPerEndpoint + 1, known: v1alpha1.MaxPortsPerEndpoint, status: metav1.ConditionFalse},
+	} {
+		var ports []policy.NamedPort
+		for i := range row.ports {
+			ports = append(ports, policy.NamedPort{Name: fmt.Sprintf("a-long-port-%03d", i), Protocol: 132, Port: uint16(10000 + i)})
+		}
+		e := p.admit(id, "a", "web", 300, ports...)
+		e.IPv4, e.IPv6 = netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00:1234:1234:1234:1234:1234:1234:1234")
+		shared := sliceEndpoints([]*endpoint.Endpoint{e})
+		if len(shared) != 1 || len(shared[0].Ports) != row.known {
+			t.Fatalf("of %d ports others know %+v", row.ports, shared)
+		}
+		if _, c := p.Shown(e); c.Status != row.status || row.status == metav1.ConditionFalse && (c.Reason != reasonManyPorts || !strings.Contains(c.Message, "257 ports with a name")) {
+			t.Errorf("%d ports: %+v", row.ports, c)
+		}
+		full := v1alpha1.CiliumEndpointSlice{Spec: v1alpha1.CiliumEndpointSliceSpec{Endpoints: slices.Repeat(shared, v1alpha1.MaxEndpointsPerSlice)}}
+		data, err := json.Marshal(full)
+		nodetest.Must(t, err)
+		if most := 3 << 19; len(data) > most { // etcd's own bound on a request
+			t.Errorf("a full slice of pods with %d ports has %d bytes, the data store takes %d", row.ports, len(data), most)
+		}
+	}
+}
+
 func portNamed(name string) *intstr.IntOrString {
 	port := intstr.FromString(name)
 	return &port

@@ -22,6 +22,7 @@ const (
 	reasonTableFull = "TableFull"
 	reasonInvalid   = "Invalid"
 	reasonWrite     = "WriteFailed"
+	reasonManyPorts = "TooManyPorts"
 )
 
 // Ready says why the policies are not in force yet.
@@ -133,6 +134,10 @@ func (p *Policies) Shown(e *endpoint.Endpoint) (v1alpha1.EndpointPolicy, metav1.
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonWrite, fullText(e, err)
 	case !ok:
 		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "Waiting", "the pod's policy is not written yet, and the pod has what it had before: nothing, if it is new"
+	case len(e.Ports) > v1alpha1.MaxPortsPerEndpoint:
+		c.Status, c.Reason = metav1.ConditionFalse, reasonManyPorts
+		c.Message = fmt.Sprintf("the pod has %d ports with a name; to pods of other nodes only the first %d in the order of names are known by it, from %s to %s",
+			len(e.Ports), v1alpha1.MaxPortsPerEndpoint, e.Ports[0].Name, e.Ports[v1alpha1.MaxPortsPerEndpoint-1].Name)
 	case !shown.Ingress.Enforced && !shown.Egress.Enforced:
 		c.Reason, c.Message = "NotSelected", "no policy selects the pod: everything is allowed"
 	}

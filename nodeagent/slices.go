@@ -112,7 +112,7 @@ func sliceEndpoints(list []*endpoint.Endpoint) []v1alpha1.SliceEndpoint {
 		for _, a := range e.Addresses() {
 			se.Addresses = append(se.Addresses, a.String())
 		}
-		for _, port := range e.Ports {
+		for _, port := range e.Ports[:min(len(e.Ports), v1alpha1.MaxPortsPerEndpoint)] {
 			se.Ports = append(se.Ports, v1alpha1.SlicePort{
 				Name: port.Name, Protocol: string(protocolName(port.Protocol)), Port: int32(port.Port),
 			})

@@ -7,8 +7,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // MaxEndpointsPerSlice keeps a slice small, so that one pod's change rewrites little.
 const MaxEndpointsPerSlice = 64
 
-// MaxPortsPerEndpoint bounds the named ports of one pod in a slice.
-const MaxPortsPerEndpoint = 16
+// MaxPortsPerEndpoint bounds the named ports of one pod in a slice: a full slice has to fit into the data store (1.5 MiB).
+const MaxPortsPerEndpoint = 256
 
 // SlicePort is a container port with a name.
 type SlicePort struct {
@@ -47,7 +47,7 @@ type SliceEndpoint struct {
 	// +kubebuilder:validation:Maximum=16777215
 	Identity int64 `json:"identity"`
 	// ports are the pod's container ports that have a name: policies may use it.
-	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:MaxItems=256
 	// +listType=atomic
 	// +optional
 	Ports []SlicePort `json:"ports,omitempty"`
