@@ -3,17 +3,22 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/kube-cilium/kube-cilium/bpf"
+	"github.com/kube-cilium/kube-cilium/internal/flow"
 	"github.com/kube-cilium/kube-cilium/test/testcluster"
 )
 
 // TestUpgradeAndBack rolls the agents to a build whose connection table has another layout, and back, under load. The
-// streams to the world are the ones that would not survive a lost table: they live by their masquerade.
+// streams to the world are the ones that would not survive a lost table: they live by their masquerade. Beside them a
+// policy holds on both nodes, for new connections and for those that the table before remembers as refused.
 func TestUpgradeAndBack(t *testing.T) {
 	c := up(t, "upgrade", "--workers", "2", "--ip-family", "dual", "--cni", "ours")
 	const ns = "upgrade"
@@ -34,6 +39,24 @@ func TestUpgradeAndBack(t *testing.T) {
 		"world v4": world["4"], "world v6": world["6"], "ClusterIP v6": c.serviceIPs(t, ns, "both")["6"],
 	}
 	c.answers(t, ns, to)
+	tr := newTrace(t, c)
+	c.apply(t, tr.sink(ns, "server", c.Nodes[1].Name, "role: server", 0))
+	c.waitReady(t, ns, "server")
+	var friends, strangers []*tracedFlow
+	var senders strings.Builder
+	for i, n := range c.Nodes {
+		friend := tr.to("friend on "+n.Name, c.podIPs(t, ns, "server"), "udp", "connect", "tcp")
+		stranger := tr.to("stranger on "+n.Name, c.podIPs(t, ns, "server"), "udp", "connect", "tcp")
+		senders.WriteString(tr.sender(ns, fmt.Sprintf("friend-%d", i), n.Name, "role: friend", friend...) +
+			tr.sender(ns, fmt.Sprintf("stranger-%d", i), n.Name, "role: stranger", stranger...))
+		friends, strangers = append(friends, friend...), append(strangers, stranger...)
+	}
+	c.apply(t, senders.String())
+	tr.flowing(t, slices.Concat(friends, strangers)...)
+	allowed("friends through the upgrade and back", friends...)
+	c.applyPolicy(t, friendsOnly(ns))
+	forbidden("strangers through the upgrade and back", strangers...)
+
 	before := c.drops(t)
 	loads := startLoad(t, c, ns, longest, to)
 	start := time.Now()
@@ -49,7 +72,9 @@ func TestUpgradeAndBack(t *testing.T) {
 			fault(t, "no %s with the build %s: %s", want, tag, pins)
 		}
 	}
+	unsaid(tr.flows...)
 	endLoad(t, c, ns, loads)
 	finish(t, loads)
-	c.noNewDrops(t, before)
+	c.noNewDrops(t, before, flow.Reason(bpf.MapsReasonDROP_POLICY))
+	tr.check(t)
 }
