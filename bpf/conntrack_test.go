@@ -301,6 +301,90 @@ func TestReports(t *testing.T) {
 	}
 }
 
+// TestReporting: which packets are reported can be changed while programs run. Off: none that passes; every packet: each of
+// a connection, also the error about it, and nothing of the host's own; drops always.
+func TestReporting(t *testing.T) {
+	onOneCPU(t)
+	w := newWorld(t, nil)
+	const off, every = uint32(bpf.MapsReportIntervalREPORT_NOTHING), uint32(bpf.MapsReportIntervalREPORT_EVERY_PACKET)
+	reporting := func(interval uint32) {
+		w.put(bpf.MapsMapLiveSettings, uint32(0), bpf.Settings{Generation: 1, ReportInterval: interval})
+	}
+	there := func(f uint8) func() outcome {
+		return func() outcome { return w.run("from_pod", fromA(podB4).with(func(p *packet) { p.flags = f }).frame()) }
+	}
+	back := func(f uint8) func() (o outcome) {
+		return func() (o outcome) {
+			w.asB(func() {
+				o = w.run("from_pod", fromA(podB4).reply().with(func(p *packet) { p.flags = f }).frame())
+			})
+			return o
+		}
+	}
+	unreachable := func() (o outcome) {
+		quoted := fromA(podB4)
+		e := packet{smac: podMAC, dmac: hostMAC, src: podB4, dst: podA4, proto: protoICMP, ttl: 64, typ: 3, code: 3, payload: quoted.network()}
+		w.asB(func() { o = w.run("from_pod", e.frame()) })
+		return o
+	}
+	host := func() outcome {
+		return w.run("to_netdev", packet{smac: hostMAC, dmac: podMAC, src: node4, dst: out4, proto: protoTCP, ttl: 64, sport: 5000, dport: 22, flags: syn}.frame())
+	}
+	dropped := func() outcome { return w.run("from_pod", fromA(gone4).frame()) }
+	steps := []struct {
+		name                string
+		run                 func() outcome
+		off, ordinary, each int
+	}{
+		{"SYN", there(syn), 0, 1, 1},
+		{"SYN-ACK", back(syn | ack), 0, 1, 1},
+		{"ACK", there(ack), 0, 0, 1},
+		{"data", there(ack), 0, 0, 1},
+		{"data back", back(ack), 0, 0, 1},
+		{"an error about it", unreachable, 0, 0, 1},
+		{"the host's own", host, 0, 0, 0},
+		{"a drop", dropped, 1, 1, 1},
+		{"FIN", there(fin | ack), 0, 1, 1},
+	}
+	for _, mode := range []struct {
+		name     string
+		interval uint32
+		want     func(i int) int
+	}{
+		{"off", off, func(i int) int { return steps[i].off }},
+		{"default", 5, func(i int) int { return steps[i].ordinary }},
+		{"every packet", every, func(i int) int { return steps[i].each }},
+	} {
+		w.reset()
+		reporting(mode.interval)
+		for i, s := range steps {
+			o := s.run()
+			if drop := s.name == "a drop"; (o.ret == shot) != drop {
+				t.Fatalf("%s, %s: %+v", mode.name, s.name, o)
+			}
+			ev := w.events()
+			if len(ev) != mode.want(i) {
+				t.Errorf("%s, %s: %d events, want %d: %+v", mode.name, s.name, len(ev), mode.want(i), ev)
+			}
+			for _, e := range ev {
+				if first := bpf.MapsEventFlags(e.Flags)&bpf.MapsEventFlagsEVENT_FIRST != 0; first != (s.name == "SYN") {
+					t.Errorf("%s, %s: first: %t", mode.name, s.name, first)
+				}
+			}
+		}
+	}
+
+	// What is remembered does not depend on who looks: a connection that began unseen is judged and ends like any other.
+	w.reset()
+	reporting(off)
+	there(syn)()
+	reporting(5)
+	w.events()
+	if ev := func() []bpf.Event { back(syn | ack)(); return w.events() }(); len(ev) != 1 || bpf.MapsEventFlags(ev[0].Flags)&bpf.MapsEventFlagsEVENT_REPLY == 0 {
+		t.Errorf("the answer to what began unseen: %+v", ev)
+	}
+}
+
 // TestDropReports: drops are counted exactly and reported up to a rate.
 func TestDropReports(t *testing.T) {
 	onOneCPU(t)

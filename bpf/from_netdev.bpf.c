@@ -199,6 +199,7 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct pkt *p,
 	if (p->error) {
 		p->reply = !p->reply;
 		p->related = true;
+		p->report = p->interval == REPORT_EVERY_PACKET;
 	} else if (p->t.proto == IPPROTO_TCP) {
 		pointer->flags |= CONN_ANSWERED;
 		pointer->seen = p->now;

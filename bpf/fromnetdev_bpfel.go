@@ -56,7 +56,6 @@ const (
 	FromNetdevVarOnLinkIpv6Mask    = "on_link_ipv6_mask"
 	FromNetdevVarOverlayIfindex    = "overlay_ifindex"
 	FromNetdevVarPodMtu            = "pod_mtu"
-	FromNetdevVarTraceEveryPacket  = "trace_every_packet"
 	FromNetdevVarTunnelPort        = "tunnel_port"
 	FromNetdevVarUplinkIfindex     = "uplink_ifindex"
 )
@@ -155,7 +154,6 @@ type FromNetdevVariableSpecs struct {
 	OnLinkIpv6Mask    *ebpf.VariableSpec `ebpf:"on_link_ipv6_mask"`
 	OverlayIfindex    *ebpf.VariableSpec `ebpf:"overlay_ifindex"`
 	PodMtu            *ebpf.VariableSpec `ebpf:"pod_mtu"`
-	TraceEveryPacket  *ebpf.VariableSpec `ebpf:"trace_every_packet"`
 	TunnelPort        *ebpf.VariableSpec `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.VariableSpec `ebpf:"uplink_ifindex"`
 }
@@ -252,7 +250,6 @@ type FromNetdevVariables struct {
 	OnLinkIpv6Mask    *ebpf.Variable `ebpf:"on_link_ipv6_mask"`
 	OverlayIfindex    *ebpf.Variable `ebpf:"overlay_ifindex"`
 	PodMtu            *ebpf.Variable `ebpf:"pod_mtu"`
-	TraceEveryPacket  *ebpf.Variable `ebpf:"trace_every_packet"`
 	TunnelPort        *ebpf.Variable `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.Variable `ebpf:"uplink_ifindex"`
 }

@@ -144,6 +144,7 @@ const (
 	MapsEventFlagsEVENT_TRANSLATED      MapsEventFlags = 8
 	MapsEventFlagsEVENT_FRAGMENT        MapsEventFlags = 16
 	MapsEventFlagsEVENT_TUNNEL          MapsEventFlags = 32
+	MapsEventFlagsEVENT_FIRST           MapsEventFlags = 64
 )
 
 type MapsEventType uint32
@@ -375,6 +376,13 @@ const (
 	MapsReasonREASON_MAX              MapsReason = 232
 )
 
+type MapsReportInterval uint32
+
+const (
+	MapsReportIntervalREPORT_EVERY_PACKET MapsReportInterval = 0
+	MapsReportIntervalREPORT_NOTHING      MapsReportInterval = 4294967295
+)
+
 type MapsService struct {
 	_        structs.HostLayout
 	Id       uint32
@@ -463,44 +471,45 @@ type MapsVerdictRangeKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	MapsMapBackends            = "backends"
-	MapsMapClasses             = "classes"
-	MapsMapConntrack           = "conntrack"
-	MapsMapDevices             = "devices"
-	MapsMapDropBudgets         = "drop_budgets"
-	MapsMapEndpoints           = "endpoints"
-	MapsMapEvents              = "events"
-	MapsMapFragments           = "fragments"
-	MapsMapHooks               = "hooks"
-	MapsMapLiveSettings        = "live_settings"
-	MapsMapMetrics             = "metrics"
-	MapsMapNodes               = "nodes"
-	MapsMapPeers               = "peers"
-	MapsMapPodInterfaces       = "pod_interfaces"
-	MapsMapPolicies            = "policies"
-	MapsMapPrefixes            = "prefixes"
-	MapsMapServiceNames        = "service_names"
-	MapsMapServices            = "services"
-	MapsMapUnanswered          = "unanswered"
-	MapsMapVerdictRanges       = "verdict_ranges"
-	MapsMapVerdicts            = "verdicts"
-	MapsVarUnusedConnFlags     = "unused_conn_flags"
-	MapsVarUnusedConnLifetime  = "unused_conn_lifetime"
-	MapsVarUnusedEndpointFlags = "unused_endpoint_flags"
-	MapsVarUnusedEvent         = "unused_event"
-	MapsVarUnusedEventFlags    = "unused_event_flags"
-	MapsVarUnusedEventType     = "unused_event_type"
-	MapsVarUnusedFlowClass     = "unused_flow_class"
-	MapsVarUnusedFlowZone      = "unused_flow_zone"
-	MapsVarUnusedHook          = "unused_hook"
-	MapsVarUnusedIdentity      = "unused_identity"
-	MapsVarUnusedMark          = "unused_mark"
-	MapsVarUnusedMetricSlot    = "unused_metric_slot"
-	MapsVarUnusedPeerFlags     = "unused_peer_flags"
-	MapsVarUnusedPolicyFlags   = "unused_policy_flags"
-	MapsVarUnusedReason        = "unused_reason"
-	MapsVarUnusedSide          = "unused_side"
-	MapsVarUnusedVerdict       = "unused_verdict"
+	MapsMapBackends             = "backends"
+	MapsMapClasses              = "classes"
+	MapsMapConntrack            = "conntrack"
+	MapsMapDevices              = "devices"
+	MapsMapDropBudgets          = "drop_budgets"
+	MapsMapEndpoints            = "endpoints"
+	MapsMapEvents               = "events"
+	MapsMapFragments            = "fragments"
+	MapsMapHooks                = "hooks"
+	MapsMapLiveSettings         = "live_settings"
+	MapsMapMetrics              = "metrics"
+	MapsMapNodes                = "nodes"
+	MapsMapPeers                = "peers"
+	MapsMapPodInterfaces        = "pod_interfaces"
+	MapsMapPolicies             = "policies"
+	MapsMapPrefixes             = "prefixes"
+	MapsMapServiceNames         = "service_names"
+	MapsMapServices             = "services"
+	MapsMapUnanswered           = "unanswered"
+	MapsMapVerdictRanges        = "verdict_ranges"
+	MapsMapVerdicts             = "verdicts"
+	MapsVarUnusedConnFlags      = "unused_conn_flags"
+	MapsVarUnusedConnLifetime   = "unused_conn_lifetime"
+	MapsVarUnusedEndpointFlags  = "unused_endpoint_flags"
+	MapsVarUnusedEvent          = "unused_event"
+	MapsVarUnusedEventFlags     = "unused_event_flags"
+	MapsVarUnusedEventType      = "unused_event_type"
+	MapsVarUnusedFlowClass      = "unused_flow_class"
+	MapsVarUnusedFlowZone       = "unused_flow_zone"
+	MapsVarUnusedHook           = "unused_hook"
+	MapsVarUnusedIdentity       = "unused_identity"
+	MapsVarUnusedMark           = "unused_mark"
+	MapsVarUnusedMetricSlot     = "unused_metric_slot"
+	MapsVarUnusedPeerFlags      = "unused_peer_flags"
+	MapsVarUnusedPolicyFlags    = "unused_policy_flags"
+	MapsVarUnusedReason         = "unused_reason"
+	MapsVarUnusedReportInterval = "unused_report_interval"
+	MapsVarUnusedSide           = "unused_side"
+	MapsVarUnusedVerdict        = "unused_verdict"
 )
 
 // LoadMaps returns the embedded CollectionSpec for Maps.
@@ -578,23 +587,24 @@ type MapsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MapsVariableSpecs struct {
-	UnusedConnFlags     *ebpf.VariableSpec `ebpf:"unused_conn_flags"`
-	UnusedConnLifetime  *ebpf.VariableSpec `ebpf:"unused_conn_lifetime"`
-	UnusedEndpointFlags *ebpf.VariableSpec `ebpf:"unused_endpoint_flags"`
-	UnusedEvent         *ebpf.VariableSpec `ebpf:"unused_event"`
-	UnusedEventFlags    *ebpf.VariableSpec `ebpf:"unused_event_flags"`
-	UnusedEventType     *ebpf.VariableSpec `ebpf:"unused_event_type"`
-	UnusedFlowClass     *ebpf.VariableSpec `ebpf:"unused_flow_class"`
-	UnusedFlowZone      *ebpf.VariableSpec `ebpf:"unused_flow_zone"`
-	UnusedHook          *ebpf.VariableSpec `ebpf:"unused_hook"`
-	UnusedIdentity      *ebpf.VariableSpec `ebpf:"unused_identity"`
-	UnusedMark          *ebpf.VariableSpec `ebpf:"unused_mark"`
-	UnusedMetricSlot    *ebpf.VariableSpec `ebpf:"unused_metric_slot"`
-	UnusedPeerFlags     *ebpf.VariableSpec `ebpf:"unused_peer_flags"`
-	UnusedPolicyFlags   *ebpf.VariableSpec `ebpf:"unused_policy_flags"`
-	UnusedReason        *ebpf.VariableSpec `ebpf:"unused_reason"`
-	UnusedSide          *ebpf.VariableSpec `ebpf:"unused_side"`
-	UnusedVerdict       *ebpf.VariableSpec `ebpf:"unused_verdict"`
+	UnusedConnFlags      *ebpf.VariableSpec `ebpf:"unused_conn_flags"`
+	UnusedConnLifetime   *ebpf.VariableSpec `ebpf:"unused_conn_lifetime"`
+	UnusedEndpointFlags  *ebpf.VariableSpec `ebpf:"unused_endpoint_flags"`
+	UnusedEvent          *ebpf.VariableSpec `ebpf:"unused_event"`
+	UnusedEventFlags     *ebpf.VariableSpec `ebpf:"unused_event_flags"`
+	UnusedEventType      *ebpf.VariableSpec `ebpf:"unused_event_type"`
+	UnusedFlowClass      *ebpf.VariableSpec `ebpf:"unused_flow_class"`
+	UnusedFlowZone       *ebpf.VariableSpec `ebpf:"unused_flow_zone"`
+	UnusedHook           *ebpf.VariableSpec `ebpf:"unused_hook"`
+	UnusedIdentity       *ebpf.VariableSpec `ebpf:"unused_identity"`
+	UnusedMark           *ebpf.VariableSpec `ebpf:"unused_mark"`
+	UnusedMetricSlot     *ebpf.VariableSpec `ebpf:"unused_metric_slot"`
+	UnusedPeerFlags      *ebpf.VariableSpec `ebpf:"unused_peer_flags"`
+	UnusedPolicyFlags    *ebpf.VariableSpec `ebpf:"unused_policy_flags"`
+	UnusedReason         *ebpf.VariableSpec `ebpf:"unused_reason"`
+	UnusedReportInterval *ebpf.VariableSpec `ebpf:"unused_report_interval"`
+	UnusedSide           *ebpf.VariableSpec `ebpf:"unused_side"`
+	UnusedVerdict        *ebpf.VariableSpec `ebpf:"unused_verdict"`
 }
 
 // MapsObjects contains all objects after they have been loaded into the kernel.
@@ -670,23 +680,24 @@ func (m *MapsMaps) Close() error {
 //
 // It can be passed to LoadMapsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MapsVariables struct {
-	UnusedConnFlags     *ebpf.Variable `ebpf:"unused_conn_flags"`
-	UnusedConnLifetime  *ebpf.Variable `ebpf:"unused_conn_lifetime"`
-	UnusedEndpointFlags *ebpf.Variable `ebpf:"unused_endpoint_flags"`
-	UnusedEvent         *ebpf.Variable `ebpf:"unused_event"`
-	UnusedEventFlags    *ebpf.Variable `ebpf:"unused_event_flags"`
-	UnusedEventType     *ebpf.Variable `ebpf:"unused_event_type"`
-	UnusedFlowClass     *ebpf.Variable `ebpf:"unused_flow_class"`
-	UnusedFlowZone      *ebpf.Variable `ebpf:"unused_flow_zone"`
-	UnusedHook          *ebpf.Variable `ebpf:"unused_hook"`
-	UnusedIdentity      *ebpf.Variable `ebpf:"unused_identity"`
-	UnusedMark          *ebpf.Variable `ebpf:"unused_mark"`
-	UnusedMetricSlot    *ebpf.Variable `ebpf:"unused_metric_slot"`
-	UnusedPeerFlags     *ebpf.Variable `ebpf:"unused_peer_flags"`
-	UnusedPolicyFlags   *ebpf.Variable `ebpf:"unused_policy_flags"`
-	UnusedReason        *ebpf.Variable `ebpf:"unused_reason"`
-	UnusedSide          *ebpf.Variable `ebpf:"unused_side"`
-	UnusedVerdict       *ebpf.Variable `ebpf:"unused_verdict"`
+	UnusedConnFlags      *ebpf.Variable `ebpf:"unused_conn_flags"`
+	UnusedConnLifetime   *ebpf.Variable `ebpf:"unused_conn_lifetime"`
+	UnusedEndpointFlags  *ebpf.Variable `ebpf:"unused_endpoint_flags"`
+	UnusedEvent          *ebpf.Variable `ebpf:"unused_event"`
+	UnusedEventFlags     *ebpf.Variable `ebpf:"unused_event_flags"`
+	UnusedEventType      *ebpf.Variable `ebpf:"unused_event_type"`
+	UnusedFlowClass      *ebpf.Variable `ebpf:"unused_flow_class"`
+	UnusedFlowZone       *ebpf.Variable `ebpf:"unused_flow_zone"`
+	UnusedHook           *ebpf.Variable `ebpf:"unused_hook"`
+	UnusedIdentity       *ebpf.Variable `ebpf:"unused_identity"`
+	UnusedMark           *ebpf.Variable `ebpf:"unused_mark"`
+	UnusedMetricSlot     *ebpf.Variable `ebpf:"unused_metric_slot"`
+	UnusedPeerFlags      *ebpf.Variable `ebpf:"unused_peer_flags"`
+	UnusedPolicyFlags    *ebpf.Variable `ebpf:"unused_policy_flags"`
+	UnusedReason         *ebpf.Variable `ebpf:"unused_reason"`
+	UnusedReportInterval *ebpf.Variable `ebpf:"unused_report_interval"`
+	UnusedSide           *ebpf.Variable `ebpf:"unused_side"`
+	UnusedVerdict        *ebpf.Variable `ebpf:"unused_verdict"`
 }
 
 // MapsPrograms contains all programs after they have been loaded into the kernel.

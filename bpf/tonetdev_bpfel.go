@@ -56,7 +56,6 @@ const (
 	ToNetdevVarOnLinkIpv6Mask    = "on_link_ipv6_mask"
 	ToNetdevVarOverlayIfindex    = "overlay_ifindex"
 	ToNetdevVarPodMtu            = "pod_mtu"
-	ToNetdevVarTraceEveryPacket  = "trace_every_packet"
 	ToNetdevVarTunnelPort        = "tunnel_port"
 	ToNetdevVarUplinkIfindex     = "uplink_ifindex"
 )
@@ -155,7 +154,6 @@ type ToNetdevVariableSpecs struct {
 	OnLinkIpv6Mask    *ebpf.VariableSpec `ebpf:"on_link_ipv6_mask"`
 	OverlayIfindex    *ebpf.VariableSpec `ebpf:"overlay_ifindex"`
 	PodMtu            *ebpf.VariableSpec `ebpf:"pod_mtu"`
-	TraceEveryPacket  *ebpf.VariableSpec `ebpf:"trace_every_packet"`
 	TunnelPort        *ebpf.VariableSpec `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.VariableSpec `ebpf:"uplink_ifindex"`
 }
@@ -252,7 +250,6 @@ type ToNetdevVariables struct {
 	OnLinkIpv6Mask    *ebpf.Variable `ebpf:"on_link_ipv6_mask"`
 	OverlayIfindex    *ebpf.Variable `ebpf:"overlay_ifindex"`
 	PodMtu            *ebpf.Variable `ebpf:"pod_mtu"`
-	TraceEveryPacket  *ebpf.Variable `ebpf:"trace_every_packet"`
 	TunnelPort        *ebpf.Variable `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.Variable `ebpf:"uplink_ifindex"`
 }

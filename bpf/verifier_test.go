@@ -33,7 +33,7 @@ func needRoot(t testing.TB) {
 // flags are the constants with two values; each program must load with every one of them flipped.
 var flags = []string{
 	"encap_in_bpf", "have_redirect_peer", "have_redirect_neigh", "masquerade_ipv4", "masquerade_ipv6",
-	"have_coarse_clock", "trace_every_packet", "have_set_retval",
+	"have_coarse_clock", "have_set_retval",
 }
 
 // numbers are the constants where zero turns something off.

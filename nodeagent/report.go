@@ -252,6 +252,7 @@ func makeReport(o observed, last v1alpha1.CiliumNodeReportStatus) v1alpha1.Ciliu
 		s.PodMTU, s.Devices = int32(o.datapath.PodMTU()), o.datapath.Uplinks()
 	}
 	if o.network.configured {
+		s.FlowReporting = o.network.config.FlowReporting
 		s.Routing, s.Masquerade = routingText(o.network.config, s.Kernel.Features), masqueradeText(o.network.config)
 	}
 	s.Health = last.Health // until each was asked: a round of many nodes would be many writes

@@ -144,6 +144,30 @@ type ConntrackConfig struct {
 	UnansweredPerEndpoint int32 `json:"unansweredPerEndpoint,omitempty"`
 }
 
+// FlowReporting is which of the packets that pass the datapath tells the agent of. Drops are told with each.
+// +kubebuilder:validation:Enum=Off;Default;EveryPacket
+type FlowReporting string
+
+const (
+	// FlowReportingOff tells of drops alone: nothing passes that flows or their metrics would show.
+	FlowReportingOff FlowReporting = "Off"
+	// FlowReportingDefault tells of the first packet of a connection, of SYN, FIN and RST first seen in a direction,
+	// and of one packet every few seconds while it lives.
+	FlowReportingDefault FlowReporting = "Default"
+	// FlowReportingEveryPacket tells of every packet of every connection: for a look at close quarters, not for always.
+	FlowReportingEveryPacket FlowReporting = "EveryPacket"
+)
+
+// FlowsConfig is what nodes tell of the packets that they forward.
+type FlowsConfig struct {
+	// reporting is which packets that pass are reported, besides all drops: Default unless said. Off reports none;
+	// Default the first of a connection, SYN, FIN and RST, and one every few seconds; EveryPacket all of them, which costs
+	// much and turns the rings over quickly. A change is in force at once and disturbs no connection.
+	// +kubebuilder:default=Default
+	// +optional
+	Reporting FlowReporting `json:"reporting,omitempty"`
+}
+
 // CiliumConfigSpec is every setting of the cluster's network.
 // +kubebuilder:validation:XValidation:rule="has(self.ipam) || !has(oldSelf.ipam)",fieldPath=".ipam",message="pools cannot be taken away: nodes hold prefixes of them"
 type CiliumConfigSpec struct {
@@ -168,6 +192,10 @@ type CiliumConfigSpec struct {
 	// +kubebuilder:default={}
 	// +optional
 	Conntrack ConntrackConfig `json:"conntrack,omitzero"`
+	// flows is what nodes tell of the packets that they forward.
+	// +kubebuilder:default={}
+	// +optional
+	Flows FlowsConfig `json:"flows,omitzero"`
 	// devices are the uplinks, by name or by a pattern with a trailing *. Empty means: found from the default
 	// routes and the node's addresses.
 	// +kubebuilder:validation:MaxItems=16

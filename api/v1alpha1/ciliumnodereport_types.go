@@ -239,6 +239,9 @@ type CiliumNodeReportStatus struct {
 	// flows counts what the datapath told the agent.
 	// +optional
 	Flows FlowCounters `json:"flows,omitzero"`
+	// flowReporting is which of the packets that pass are reported here, as in CiliumConfig's flows.reporting.
+	// +optional
+	FlowReporting FlowReporting `json:"flowReporting,omitempty"`
 	// conditions are Ready, KernelSupported, DatapathReady, CNIConfigured, PolicyEnforced, NodesReachable, FlowsServed.
 	// +listType=map
 	// +listMapKey=type

@@ -27,6 +27,7 @@ static __always_inline struct conn *arrive_related(struct __sk_buff *skb,
 	if (c) {
 		p->reply = !p->reply;
 		p->related = true;
+		p->report = p->interval == REPORT_EVERY_PACKET;
 	}
 	return c;
 }

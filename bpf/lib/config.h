@@ -54,7 +54,5 @@ const volatile __u16 nat_port_min = 32768;
 const volatile __u16 nat_port_max = 65535;
 /* bpf_ktime_get_coarse_ns exists (Linux 5.11), a third of the cost of bpf_ktime_get_ns. */
 const volatile bool have_coarse_clock = false;
-/* Report every packet of a flow, not the first, the flags and one an interval. */
-const volatile bool trace_every_packet = false;
 
 #endif

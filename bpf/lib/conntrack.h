@@ -15,9 +15,6 @@
 
 #include "packet.h"
 
-/* Ticks between reports of a live flow, unless the agent says otherwise. */
-#define REPORT_INTERVAL 5
-
 /* TCP flags whose first sight in a direction is reported: what begins and ends a connection. */
 #define TCP_REPORTED (TCP_SYN | TCP_FIN | TCP_RST)
 
@@ -200,7 +197,8 @@ static __subprogram struct conn *conn_settle(const struct flow_key *k,
 /*
  * Writes what an accepted packet changed, and decides whether it is reported:
  * the first one, SYN, FIN and RST not seen before in its direction, and one an
- * interval. Sets p->refresh when the tick changed or the connection closed:
+ * interval; with REPORT_EVERY_PACKET each. finish() knows REPORT_NOTHING: what
+ * is remembered here must not depend on who looks. Sets p->refresh when the tick changed or the connection closed:
  * whoever holds more entries for it touches them now. Returns the entry, which
  * may have moved, or NULL when it could not.
  */
@@ -229,8 +227,12 @@ static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 		p->refresh = true;
 	}
 	/* The first that is accepted is always told of: until then `reported` is 0 and the connection owns no name. */
-	if (!c->reported || p->now - c->reported >= (p->interval ?: REPORT_INTERVAL))
+	if (!c->reported) {
+		p->event_flags |= EVENT_FIRST;
 		p->report = true;
+	} else if (p->now - c->reported >= p->interval) {
+		p->report = true;
+	}
 	if (p->t.proto == IPPROTO_TCP && p->fragment != FRAGMENT_LATER) {
 		__u8 *seen = p->reply ? &c->tcp_flags[1] : &c->tcp_flags[0];
 

@@ -3,7 +3,7 @@
  * This file is the one end of every packet: finish() counts it, reports it and
  * gives the program's return code. Drops are always reported, but for a limit
  * per reason and CPU, so that a flood cannot fill the ring; they are counted
- * exactly. Traces are sent when conntrack asked for one.
+ * exactly. Traces are sent when conntrack asked for one and people want any.
  */
 #ifndef KUBE_CILIUM_REPORT_H
 #define KUBE_CILIUM_REPORT_H
@@ -111,7 +111,7 @@ static __subprogram int report(struct __sk_buff *skb, const struct pkt *p,
 static __always_inline bool decided(struct __sk_buff *skb, __u32 hook,
 				    __u32 reason)
 {
-	if (trace_every_packet || mark_magic(skb->mark) != MARK_DELIVERED)
+	if (mark_magic(skb->mark) != MARK_DELIVERED)
 		return false;
 	count(hook, reason, skb->len);
 	return true;
@@ -133,7 +133,8 @@ static __always_inline int finish(struct __sk_buff *skb, struct pkt *p,
 			count(p->hook, METRIC_EVENTS_LIMITED, 0);
 		return TC_DROP;
 	}
-	if (p->report || trace_every_packet)
+	/* Nobody pays for the test of the switch but who is about to report. */
+	if (unlikely(p->report) && p->interval != REPORT_NOTHING)
 		report(skb, p, reason, EVENT_TRACE);
 	return p->action;
 }

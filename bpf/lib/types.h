@@ -361,9 +361,15 @@ struct drop_budget {
 /* What changes while programs run; written by the agent through the mapped array. */
 struct settings {
 	__u32 generation;	/* of the verdict tables */
-	__u32 report_interval;	/* ticks between reports of a live flow */
+	__u32 report_interval;	/* ticks between reports of a live flow, or enum report_interval */
 	__u32 flags;
 	__u32 pad;
+};
+
+/* Values of settings.report_interval that are no number of ticks. Drops are reported with each. */
+enum report_interval {
+	REPORT_EVERY_PACKET = 0,
+	REPORT_NOTHING = 0xffffffff,
 };
 
 enum event_type {
@@ -379,6 +385,7 @@ enum event_flags {
 	EVENT_TRANSLATED = 1 << 3,	/* xlate_* hold the source after masquerade */
 	EVENT_FRAGMENT = 1 << 4,
 	EVENT_TUNNEL = 1 << 5,
+	EVENT_FIRST = 1 << 6,	/* of its connection that was accepted here */
 };
 
 struct event {

@@ -188,6 +188,42 @@ func TestOtherConstantsFlipTheSlotsOnly(t *testing.T) {
 	}
 }
 
+// The way of reporting is one word that running programs read: nothing is loaded, no slot flips, and the generation of
+// the verdict tables, which shares the record, stays.
+func TestReportingChangesNoProgram(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	var before bpf.Settings
+	settings := d.maps.open[bpf.MapsMapLiveSettings]
+	must(t, settings.Lookup(uint32(0), &before))
+	before.Generation = 7
+	must(t, settings.Put(uint32(0), before))
+	ids, slots := f.ids(), contents[uint32, uint32](t, d, bpf.MapsMapHooks)
+	for _, step := range []struct {
+		reporting v1alpha1.FlowReporting
+		interval  uint32
+	}{
+		{v1alpha1.FlowReportingOff, uint32(bpf.MapsReportIntervalREPORT_NOTHING)},
+		{v1alpha1.FlowReportingEveryPacket, uint32(bpf.MapsReportIntervalREPORT_EVERY_PACKET)},
+		{v1alpha1.FlowReportingDefault, reportTicks},
+	} {
+		cfg := f.config()
+		cfg.FlowReporting = step.reporting
+		must(t, d.Configure(t.Context(), cfg))
+		var s bpf.Settings
+		must(t, settings.Lookup(uint32(0), &s))
+		if s.ReportInterval != step.interval || s.Generation != 7 {
+			t.Errorf("%s: %+v", step.reporting, s)
+		}
+	}
+	if after := f.ids(); !maps.Equal(ids, after) {
+		t.Errorf("objects were\n%v, are\n%v", ids, after)
+	}
+	if after := contents[uint32, uint32](t, d, bpf.MapsMapHooks); !maps.Equal(slots, after) {
+		t.Errorf("slots were %v, are %v", slots, after)
+	}
+}
+
 // Another build's stub gives way in place: the link stays, and nothing is lost.
 func TestAnotherBuildsStub(t *testing.T) {
 	f := newFixture(t)

@@ -12,8 +12,8 @@ import (
 	"github.com/kube-cilium/kube-cilium/bpf"
 )
 
-// reportInterval is the ticks between two reports of a live flow.
-const reportInterval = 5
+// reportTicks is the ticks between two reports of a live flow.
+const reportTicks = 5
 
 // Ports that masquerade gives out. They are also the host's; programs ask the socket table before they take one.
 const (
@@ -80,7 +80,7 @@ func (d *Datapath) configure(ctx context.Context) error {
 		}
 	}
 	d.podMTU, d.deviceMTU = podMTU(cfg, mtu), mtu
-	if err := d.writeSettings(); err != nil {
+	if err := d.writeSettings(reportInterval(cfg.FlowReporting)); err != nil {
 		return err
 	}
 	if err := d.setDevices(uplinks); err != nil {
@@ -243,7 +243,6 @@ func (d *Datapath) constants(cfg Config) (constants, error) {
 		"nat_port_max":        uint16(natPortMax),
 		"have_coarse_clock":   d.has(featureClock),
 		"have_set_retval":     d.has(featureSetRetval),
-		"trace_every_packet":  false,
 	}, nil
 }
 
@@ -258,17 +257,28 @@ func (d *Datapath) setDevices(uplinks []uplink) error {
 	return nil
 }
 
+// reportInterval is a way of reporting as the programs know it.
+func reportInterval(r v1alpha1.FlowReporting) uint32 {
+	switch r {
+	case v1alpha1.FlowReportingOff:
+		return uint32(bpf.MapsReportIntervalREPORT_NOTHING)
+	case v1alpha1.FlowReportingEveryPacket:
+		return uint32(bpf.MapsReportIntervalREPORT_EVERY_PACKET)
+	}
+	return reportTicks
+}
+
 // writeSettings writes the live record without touching the generation, which the policy writer owns.
-func (d *Datapath) writeSettings() error {
+func (d *Datapath) writeSettings(interval uint32) error {
 	m := d.maps.open[bpf.MapsMapLiveSettings]
 	var s bpf.Settings
 	if err := m.Lookup(uint32(0), &s); err != nil {
 		return fmt.Errorf("read live settings: %w", err)
 	}
-	if s.ReportInterval == reportInterval {
+	if s.ReportInterval == interval {
 		return nil
 	}
-	s.ReportInterval = reportInterval
+	s.ReportInterval = interval
 	if err := m.Put(uint32(0), s); err != nil {
 		return fmt.Errorf("write live settings: %w", err)
 	}

@@ -28,6 +28,8 @@ type Config struct {
 	UnansweredPerEndpoint uint32
 	// Forbidden features count as unsupported.
 	Forbidden []v1alpha1.KernelFeature
+	// FlowReporting is Default unless said. A change of it alone touches no program.
+	FlowReporting v1alpha1.FlowReporting
 }
 
 // Pod is one pod interface on this node. It is immutable: to change it, set a new one under the same ID.

@@ -156,9 +156,19 @@ func readers(now uint32) map[string]reader {
 		}, col("reason", maptable.Text), col("left", maptable.Number), col("refilled", maptable.Text)),
 
 		bpf.MapsMapLiveSettings: of(func(_ *uint32, v *bpf.Settings) []any {
-			return []any{number(v.Generation), number(v.ReportInterval), flags(v.Flags)}
-		}, col("generation", maptable.Number), col("reportInterval", maptable.Number), col("flags", maptable.Text)),
+			return []any{number(v.Generation), reportInterval(v.ReportInterval), flags(v.Flags)}
+		}, col("generation", maptable.Number), col("reportInterval", maptable.Text), col("flags", maptable.Text)),
 	}
+}
+
+func reportInterval(n uint32) string {
+	switch bpf.MapsReportInterval(n) {
+	case bpf.MapsReportIntervalREPORT_NOTHING:
+		return "off"
+	case bpf.MapsReportIntervalREPORT_EVERY_PACKET:
+		return "every packet"
+	}
+	return ticks(int32(n))
 }
 
 // readTable reads one pinned map into rows, sorted by their fields.

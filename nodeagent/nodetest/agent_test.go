@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/go-logr/logr/testr"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -30,8 +31,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/bpf"
 	"github.com/kube-cilium/kube-cilium/internal/testenv"
 	"github.com/kube-cilium/kube-cilium/nodeagent"
+	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
 	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
 	"github.com/kube-cilium/kube-cilium/nodeagent/nodetest"
 )
@@ -319,6 +322,30 @@ func TestAgent(t *testing.T) {
 		}
 		return nil
 	})
+
+	// Less is to be reported: the running programs are told, and people see it.
+	var cfg v1alpha1.CiliumConfig
+	nodetest.Must(t, w.client.Get(t.Context(), client.ObjectKey{Name: v1alpha1.ConfigName}, &cfg))
+	cfg.Spec.Flows.Reporting = v1alpha1.FlowReportingOff
+	nodetest.Must(t, w.client.Update(t.Context(), &cfg))
+	w.eventually("flows are off", 20*time.Second, func() error {
+		var r v1alpha1.CiliumNodeReport
+		if err := w.client.Get(t.Context(), client.ObjectKey{Name: "node-1"}, &r); err != nil {
+			return err
+		}
+		if r.Status.FlowReporting != v1alpha1.FlowReportingOff {
+			return fmt.Errorf("reported as %q", r.Status.FlowReporting)
+		}
+		return nil
+	})
+	settings, err := ebpf.LoadPinnedMap(filepath.Join(datapath.Folder(w.options.BPFFS), bpf.MapsMapLiveSettings+"_v1"), &ebpf.LoadPinOptions{ReadOnly: true})
+	nodetest.Must(t, err)
+	defer settings.Close() //nolint:errcheck // a test
+	var live bpf.Settings
+	nodetest.Must(t, settings.Lookup(uint32(0), &live))
+	if live.ReportInterval != uint32(bpf.MapsReportIntervalREPORT_NOTHING) {
+		t.Errorf("%+v", live)
+	}
 
 	// The API server goes. A new agent starts, and serves.
 	second := w.pod("second")

@@ -149,6 +149,8 @@ type Summary struct {
 	PoliciesInForce int `json:"policiesInForce"`
 	// Flows that the nodes' agents were told of since they started.
 	Flows v1alpha1.FlowCounters `json:"flows"`
+	// FlowReporting counts nodes by which of the packets that pass are reported.
+	FlowReporting map[string]int `json:"flowReporting,omitempty"`
 	// Health sums up how nodes reach one another.
 	Health HealthSummary `json:"health"`
 	// Routing, Masquerade, Versions and Images count nodes or pods.
@@ -163,7 +165,8 @@ type Summary struct {
 // Summarize is a pure function of the snapshot, whatever the order of its lists.
 func Summarize(s *Snapshot) *Summary {
 	out := &Summary{
-		Routing: map[string]int{}, Masquerade: map[string]int{}, Versions: map[string]int{}, Images: map[string]int{},
+		FlowReporting: map[string]int{},
+		Routing:       map[string]int{}, Masquerade: map[string]int{}, Versions: map[string]int{}, Images: map[string]int{},
 		Nodes: []NodeSummary{}, Problems: []Problem{},
 	}
 	out.summarizeAgent(s)
@@ -498,6 +501,7 @@ func (out *Summary) report(s *Snapshot, node *corev1.Node, line *NodeSummary, ge
 	count(out.Versions, r.AgentVersion)
 	out.reportConditions(object, r)
 	out.health(s, object, r)
+	count(out.FlowReporting, string(r.FlowReporting))
 	out.Flows.Seen += r.Flows.Seen
 	out.Flows.Lost += r.Flows.Lost
 	if boot := node.Status.NodeInfo.BootID; boot != "" && r.BootID != "" && boot != r.BootID {

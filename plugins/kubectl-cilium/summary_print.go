@@ -32,7 +32,7 @@ func printSummary(out io.Writer, s *Summary, wide, verbose bool, color colors) e
 	t.row("Endpoints:", strconv.FormatInt(s.Endpoints, 10))
 	t.row("Policies:", color.good(s.PoliciesInForce == s.Policies, fmt.Sprintf("%d/%d in force", s.PoliciesInForce, s.Policies)))
 	t.row("Health:", color.good(s.Health.Answered == s.Health.Probes, healthLine(s.Health)))
-	t.row("Flows:", fmt.Sprintf("%d seen, %d lost", s.Flows.Seen, s.Flows.Lost))
+	t.row("Flows:", flowsLine(s))
 	t.row("Versions:", shares(s.Versions))
 	t.row("Images:", shares(s.Images))
 	if err := t.flush(); err != nil {
@@ -61,6 +61,15 @@ func healthLine(h HealthSummary) string {
 	text := fmt.Sprintf("%d/%d probes between nodes answered", h.Answered, h.Probes)
 	if h.SlowestMicros > 0 {
 		text += ", slowest " + (time.Duration(h.SlowestMicros) * time.Microsecond).String()
+	}
+	return text
+}
+
+// flowsLine tells of the way of reporting where it is not the usual one: who finds no flows wants to know.
+func flowsLine(s *Summary) string {
+	text := fmt.Sprintf("%d seen, %d lost", s.Flows.Seen, s.Flows.Lost)
+	if n := len(s.FlowReporting); n > 1 || n == 1 && s.FlowReporting[string(v1alpha1.FlowReportingDefault)] == 0 {
+		text += ", reporting " + shares(s.FlowReporting)
 	}
 	return text
 }
@@ -184,6 +193,7 @@ func printReport(out io.Writer, n *NodeSummary) error {
 		return nil
 	}
 	fmt.Fprintf(out, ": kernel %s, %s\n", flow.Safe(orNone(n.Kernel)), flow.Safe(orNone(n.Routing)))
+	fmt.Fprintf(out, "  Flows: reporting %s, %d seen, %d lost\n", flow.Safe(orNone(string(n.Report.FlowReporting))), n.Report.Flows.Seen, n.Report.Flows.Lost)
 	printConditions(out, n.Report.Conditions)
 	sections := []struct {
 		title string

@@ -60,6 +60,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.FeatureReportApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("FlowCounters"):
 		return &apiv1alpha1.FlowCountersApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("FlowsConfig"):
+		return &apiv1alpha1.FlowsConfigApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("HealthOutcome"):
 		return &apiv1alpha1.HealthOutcomeApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("HealthProbe"):

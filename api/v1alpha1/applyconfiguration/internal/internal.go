@@ -71,6 +71,10 @@ var schemaYAML = typed.YAMLObject(`types:
           elementType:
             scalar: string
           elementRelationship: atomic
+    - name: flows
+      type:
+        namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.FlowsConfig
+      default: {}
     - name: forbiddenKernelFeatures
       type:
         list:
@@ -288,6 +292,9 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: endpoints
       type:
         scalar: numeric
+    - name: flowReporting
+      type:
+        namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.FlowReporting
     - name: flows
       type:
         namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.FlowCounters
@@ -489,6 +496,15 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: seen
       type:
         scalar: numeric
+- name: com.github.kube-cilium.kube-cilium.api.v1alpha1.FlowReporting
+  scalar: string
+- name: com.github.kube-cilium.kube-cilium.api.v1alpha1.FlowsConfig
+  map:
+    fields:
+    - name: reporting
+      type:
+        namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.FlowReporting
+      default: Default
 - name: com.github.kube-cilium.kube-cilium.api.v1alpha1.HealthOutcome
   map:
     fields:

@@ -21,6 +21,8 @@ type CiliumConfigSpecApplyConfiguration struct {
 	Masquerade *MasqueradeConfigApplyConfiguration `json:"masquerade,omitempty"`
 	// conntrack sizes the connection table.
 	Conntrack *ConntrackConfigApplyConfiguration `json:"conntrack,omitempty"`
+	// flows is what nodes tell of the packets that they forward.
+	Flows *FlowsConfigApplyConfiguration `json:"flows,omitempty"`
 	// devices are the uplinks, by name or by a pattern with a trailing *. Empty means: found from the default
 	// routes and the node's addresses.
 	Devices []string `json:"devices,omitempty"`
@@ -73,6 +75,14 @@ func (b *CiliumConfigSpecApplyConfiguration) WithMasquerade(value *MasqueradeCon
 // If called multiple times, the Conntrack field is set to the value of the last call.
 func (b *CiliumConfigSpecApplyConfiguration) WithConntrack(value *ConntrackConfigApplyConfiguration) *CiliumConfigSpecApplyConfiguration {
 	b.Conntrack = value
+	return b
+}
+
+// WithFlows sets the Flows field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Flows field is set to the value of the last call.
+func (b *CiliumConfigSpecApplyConfiguration) WithFlows(value *FlowsConfigApplyConfiguration) *CiliumConfigSpecApplyConfiguration {
+	b.Flows = value
 	return b
 }
 

@@ -3,6 +3,7 @@
 package v1alpha1
 
 import (
+	apiv1alpha1 "github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	v1 "k8s.io/client-go/applyconfigurations/meta/v1"
 )
 
@@ -46,6 +47,8 @@ type CiliumNodeReportStatusApplyConfiguration struct {
 	Health []HealthProbeApplyConfiguration `json:"health,omitempty"`
 	// flows counts what the datapath told the agent.
 	Flows *FlowCountersApplyConfiguration `json:"flows,omitempty"`
+	// flowReporting is which of the packets that pass are reported here, as in CiliumConfig's flows.reporting.
+	FlowReporting *apiv1alpha1.FlowReporting `json:"flowReporting,omitempty"`
 	// conditions are Ready, KernelSupported, DatapathReady, CNIConfigured, PolicyEnforced, NodesReachable, FlowsServed.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 }
@@ -221,6 +224,14 @@ func (b *CiliumNodeReportStatusApplyConfiguration) WithHealth(values ...*HealthP
 // If called multiple times, the Flows field is set to the value of the last call.
 func (b *CiliumNodeReportStatusApplyConfiguration) WithFlows(value *FlowCountersApplyConfiguration) *CiliumNodeReportStatusApplyConfiguration {
 	b.Flows = value
+	return b
+}
+
+// WithFlowReporting sets the FlowReporting field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the FlowReporting field is set to the value of the last call.
+func (b *CiliumNodeReportStatusApplyConfiguration) WithFlowReporting(value apiv1alpha1.FlowReporting) *CiliumNodeReportStatusApplyConfiguration {
+	b.FlowReporting = &value
 	return b
 }
 
