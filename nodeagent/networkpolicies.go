@@ -14,7 +14,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/policy"
 )
 
@@ -40,6 +42,8 @@ type heldPolicy struct {
 	err error
 	// lingering: the object is gone with its namespace, and pods of it are still on this node.
 	lingering bool
+	// namespace is the one with which it went, where somebody knew; another of that name is not its.
+	namespace types.UID
 }
 
 // networkPolicies is what Policies remembers of NetworkPolicies. held belongs to who holds Policies.applying.
@@ -127,7 +131,7 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 		present[policy.RefOf(&list[i])] = true
 	}
 	fates = map[policy.Ref]fate{}
-	ask := map[string][]policy.Ref{}
+	ask, gone := map[string][]policy.Ref{}, map[string]types.UID{}
 	p.applying.Lock()
 	inUse := map[string]bool{}
 	for _, e := range p.pods() {
@@ -141,6 +145,9 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 		}
 	}
 	for ref, h := range n.held {
+		if h.lingering && inUse[ref.Namespace] {
+			gone[ref.Namespace] = h.namespace
+		}
 		switch {
 		case present[ref]:
 		case h.whence == fromLive && time.Since(h.since) < seenSafely:
@@ -154,8 +161,22 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 		}
 	}
 	p.applying.Unlock()
+	went := map[policy.Ref]types.UID{}
+	for namespace, uid := range gone {
+		back, err := p.cameBack(ctx, namespace, uid)
+		if err != nil {
+			p.log.Info("policies of a namespace that went stay until the API server says whether this is another", "namespace", namespace, "error", err.Error())
+			again = true
+			continue
+		}
+		for ref, f := range fates {
+			if back && ref.Namespace == namespace && f == lingers {
+				fates[ref] = goes
+			}
+		}
+	}
 	for namespace, refs := range ask {
-		going, err := p.going(ctx, namespace)
+		uid, going, err := p.going(ctx, namespace)
 		if err != nil {
 			p.log.Info("policies stay until the API server says whether their namespace is being deleted", "namespace", namespace, "error", err.Error())
 			again = true
@@ -163,8 +184,15 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 		}
 		for _, ref := range refs {
 			if fates[ref] = goes; going {
-				fates[ref] = lingers
+				fates[ref], went[ref] = lingers, uid
 			}
+		}
+	}
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	for ref, uid := range went {
+		if h := n.held[ref]; h != nil {
+			h.namespace = uid
 		}
 	}
 	return fates, again
@@ -206,23 +234,70 @@ func (p *Policies) feedNetworkPolicies(list []networkingv1.NetworkPolicy, fates 
 	return version
 }
 
-// going tells whether a namespace is being deleted or gone. Where the cache does not say so, it may be behind: the
-// deletion of a namespace comes before that of what is in it, so the API server knows it by now.
-func (p *Policies) going(ctx context.Context, namespace string) (bool, error) {
-	key := types.NamespacedName{Name: namespace}
-	var ns corev1.Namespace
-	if err := p.cache.Get(ctx, key, &ns); err == nil && ns.DeletionTimestamp != nil {
-		return true, nil
+// going tells whether a namespace is being deleted or gone, and which it is, where somebody knows. Where the cache does
+// not say so, it may be behind: the deletion of a namespace comes before that of what is in it, so the API server knows
+// it by now.
+func (p *Policies) going(ctx context.Context, namespace string) (types.UID, bool, error) {
+	var cached, ns corev1.Namespace
+	if err := p.cache.Get(ctx, types.NamespacedName{Name: namespace}, &cached); err == nil && cached.DeletionTimestamp != nil {
+		return cached.UID, true, nil
 	}
+	found, err := p.liveGet(ctx, types.NamespacedName{Name: namespace}, &ns)
+	if err != nil || !found {
+		return cached.UID, !found, err
+	}
+	return ns.UID, ns.DeletionTimestamp != nil, nil
+}
+
+// cameBack tells whether there is a namespace again under the name of one that went. Pods of the one before may still be
+// on this node, long after their objects: what they were promised has no object any more, so they are closed.
+func (p *Policies) cameBack(ctx context.Context, namespace string, before types.UID) (bool, error) {
+	var ns corev1.Namespace
+	if err := p.cache.Get(ctx, types.NamespacedName{Name: namespace}, &ns); err != nil || before != "" && ns.UID == before {
+		return false, nil //nolint:nilerr // none, or none yet: its coming is told
+	}
+	ns = corev1.Namespace{}
+	if found, err := p.liveGet(ctx, types.NamespacedName{Name: namespace}, &ns); err != nil || !found {
+		return false, err
+	}
+	if ns.UID == before || before == "" && ns.DeletionTimestamp != nil {
+		return false, nil
+	}
+	p.applying.Lock()
+	endpoints := p.pods()
+	p.applying.Unlock()
+	var orphans []cni.Attachment
+	for _, e := range endpoints {
+		if e.Pod.Namespace != namespace {
+			continue
+		}
+		var pod corev1.Pod
+		found, err := p.liveGet(ctx, types.NamespacedName{Namespace: namespace, Name: e.Pod.Name}, &pod)
+		if err != nil {
+			return false, err
+		}
+		if !found || !isPod(&pod, e.Pod.UID) {
+			orphans = append(orphans, e.Attachment)
+			p.log.Info("a pod is closed: its namespace is gone, and another has the name", "namespace", namespace, "pod", e.Pod.Name)
+		}
+	}
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	for _, a := range orphans {
+		p.orphans[a] = true
+	}
+	return true, nil
+}
+
+// liveGet asks the API server whether it has an object.
+func (p *Policies) liveGet(ctx context.Context, key types.NamespacedName, o client.Object) (found bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, policyPatience)
 	defer cancel()
-	ns = corev1.Namespace{}
-	err := p.live.Get(ctx, key, &ns)
-	switch {
+	switch err := p.live.Get(ctx, key, o); {
 	case apierrors.IsNotFound(err):
-		return true, nil
+		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("namespace %s: %w", namespace, err)
+		return false, fmt.Errorf("ask for %s: %w", key, err)
 	}
-	return ns.DeletionTimestamp != nil, nil
+	return true, nil
 }

@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/identity"
 	"github.com/kube-cilium/kube-cilium/internal/policy"
 	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
@@ -106,6 +107,8 @@ type Policies struct {
 	learned    map[identity.Number]learned
 	// wiring are endpoints that are admitted and not in the set yet.
 	wiring map[uint16]*endpoint.Endpoint
+	// orphans are endpoints whose namespace is gone and has a successor of its name: they are closed.
+	orphans map[cni.Attachment]bool
 	// classes are the prefixes in the kernel, as far as this process wrote them.
 	classes map[netip.Prefix]policy.Peer
 	// known: the policies are those of the cluster, or what was in force when there was one to ask; whole: the former.
@@ -122,7 +125,7 @@ func NewPolicies(cache, live client.Reader, endpoints func() *endpoint.Set, memo
 		cache: cache, live: live, endpoints: endpoints, engine: policy.NewEngine(), memory: memory, changed: changed, took: func(float64) {}, dismissed: func(uint16) {},
 		wake: newBell(), dirty: newBell(), log: log, ready: make(chan struct{}),
 		networks:   networkPolicies{held: map[policy.Ref]*heldPolicy{}, deleted: map[policy.Ref]uint64{}},
-		identities: map[identity.Number]labelled{}, learned: map[identity.Number]learned{}, wiring: map[uint16]*endpoint.Endpoint{},
+		identities: map[identity.Number]labelled{}, learned: map[identity.Number]learned{}, wiring: map[uint16]*endpoint.Endpoint{}, orphans: map[cni.Attachment]bool{},
 	}
 }
 
@@ -140,8 +143,11 @@ func (p *Policies) Restore() {
 			p.log.Error(err, "a policy from disk is not in force")
 		}
 		if h := p.networks.held[policy.RefOf(&last.Policies[i].NetworkPolicy)]; h != nil {
-			h.lingering = last.Policies[i].Lingering
+			h.lingering, h.namespace = last.Policies[i].Lingering, last.Policies[i].NamespaceUID
 		}
+	}
+	for _, a := range last.Orphans {
+		p.orphans[a] = true
 	}
 	if p.classes = last.Classes; p.classes == nil {
 		p.classes = map[netip.Prefix]policy.Peer{}
@@ -331,6 +337,9 @@ func (p *Policies) pods() []*endpoint.Endpoint {
 // policyOf is what policies say of a pod; false when they may say something and nobody knows who the pod is: it stays
 // closed.
 func (p *Policies) policyOf(e *endpoint.Endpoint) (datapath.PodPolicy, bool) {
+	if p.orphans[e.Attachment] {
+		return datapath.PodPolicy{Ingress: &policy.Table{}, Egress: &policy.Table{}}, true
+	}
 	s := policy.Pod{Labels: e.Labels, Whole: e.Subject, Ports: e.Ports}.Subject()
 	if s.Labels == nil {
 		return datapath.PodPolicy{}, !p.networks.some(e.Pod.Namespace)
@@ -459,6 +468,7 @@ func (p *Policies) Dismiss(e *endpoint.Endpoint) error {
 	p.applying.Lock()
 	defer p.applying.Unlock()
 	delete(p.wiring, e.ID)
+	delete(p.orphans, e.Attachment)
 	p.dismissed(e.ID)
 	return p.datapath.DropPodPolicy(e.ID)
 }
@@ -509,7 +519,10 @@ func (p *Policies) lastPolicies() (lastPolicies, bool) {
 	}
 	out := lastPolicies{Classes: maps.Clone(p.classes)}
 	for _, h := range p.networks.held {
-		out.Policies = append(out.Policies, lastPolicy{NetworkPolicy: h.object, Lingering: h.lingering})
+		out.Policies = append(out.Policies, lastPolicy{NetworkPolicy: h.object, Lingering: h.lingering, NamespaceUID: h.namespace})
+	}
+	for a := range p.orphans {
+		out.Orphans = append(out.Orphans, a)
 	}
 	for n, l := range p.identities {
 		out.Identities = append(out.Identities, lastIdentity{Number: n, Labels: l.labels, Ports: l.ports})

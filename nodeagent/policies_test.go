@@ -23,6 +23,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -42,7 +43,8 @@ type objects struct {
 	policies   []networkingv1.NetworkPolicy
 	identities []v1alpha1.CiliumIdentity
 	slices     []v1alpha1.CiliumEndpointSlice
-	namespaces map[string]bool // -> being deleted
+	namespaces map[string]bool      // -> being deleted
+	uids       map[string]types.UID // of namespaces, and of pods as namespace/name
 	away       error
 	asked      int
 }
@@ -52,12 +54,18 @@ func (o *objects) Get(_ context.Context, key client.ObjectKey, out client.Object
 	if o.away != nil {
 		return o.away
 	}
+	if pod, ok := out.(*corev1.Pod); ok {
+		if pod.UID, ok = o.uids[key.String()]; !ok {
+			return apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, key.Name)
+		}
+		return nil
+	}
 	going, ok := o.namespaces[key.Name]
 	if !ok {
 		return apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, key.Name)
 	}
 	ns := out.(*corev1.Namespace)
-	ns.Name = key.Name
+	ns.Name, ns.UID = key.Name, o.uids[key.Name]
 	if going {
 		ns.DeletionTimestamp = &metav1.Time{Time: time.Now()}
 	}
@@ -399,6 +407,86 @@ func TestCVE_2024_7598_PoliciesOfATerminatingNamespaceStayForItsPods(t *testing.
 			p.live.away = nil
 			p.admit(3, "a", "web", 300)
 			p.expectIngress(3, false, 0)
+		})
+	}
+}
+
+// A namespace came back while a pod of the one before was still being taken down: the policy that was kept for that pod
+// was in force for the new ones, and for as long as the namespace had any.
+func TestPoliciesOfANamespaceDoNotOutliveIt(t *testing.T) {
+	for name, row := range map[string]struct {
+		// known: the namespace was seen while it was being deleted.
+		known, restart, deletedAgain bool
+	}{
+		"seen while it was deleted":           {known: true},
+		"gone when somebody looked":           {},
+		"the agent is restarted":              {known: true, restart: true},
+		"the new one is already deleted, too": {known: true, deletedAgain: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPoliced(t)
+			uids := func(namespace types.UID) map[string]types.UID {
+				return map[string]types.UID{"a": namespace, "b": "other"}
+			}
+			p.cache.uids, p.live.uids = uids("first"), uids("first")
+			p.cache.policies = append(p.cache.policies, p.policy("a", "deny", closed), p.policy("b", "deny", closed))
+			p.reconcile()
+			old := p.endpoint(1, "a", "web", 300)
+			old.Pod.UID = "old"
+			nodetest.Must(t, p.Admit(t.Context(), old)())
+			// The namespace and all its objects are gone; the runtime has not taken the pod down.
+			p.cache.policies = p.cache.policies[1:]
+			p.cache.namespaces["a"] = row.known
+			delete(p.live.namespaces, "a")
+			p.reconcile()
+			p.expectIngress(1, true, 0)
+			if row.restart {
+				p.remember()
+				p.restart()
+				p.wiring[1] = old
+			}
+			// The cache still has the old one, or none: nobody knows of another.
+			p.cache.namespaces["a"] = false
+			p.live.namespaces["a"], p.live.uids = false, uids("second")
+			if row.known {
+				p.reconcile()
+				p.expectIngress(1, true, 0)
+			}
+			delete(p.cache.namespaces, "a")
+			p.reconcile()
+			p.expectIngress(1, true, 0)
+
+			p.cache.namespaces["a"], p.cache.uids = row.deletedAgain, uids("second")
+			p.live.namespaces["a"] = row.deletedAgain
+			p.live.uids["a/web-2"] = "new"
+			young := p.endpoint(2, "a", "web", 300)
+			young.Pod.UID = "new"
+			nodetest.Must(t, p.Admit(t.Context(), young)())
+			p.live.away = errors.New("connection refused")
+			if r := p.reconcile(); r.RequeueAfter == 0 {
+				t.Error("nobody asks again")
+			}
+			p.expectIngress(1, true, 0)
+			p.live.away = nil
+			for range 2 {
+				p.reconcile()
+				p.expectIngress(2, false, 0)
+				for side, table := range map[string]*policy.Table{"ingress": p.kernel.pods[1].Ingress, "egress": p.kernel.pods[1].Egress} {
+					if table == nil || len(table.Entries) > 0 {
+						t.Errorf("%s of the pod of a namespace that is gone: %+v, want closed", side, table)
+					}
+				}
+				p.remember()
+				p.restart()
+				p.wiring[1], p.wiring[2] = old, young
+			}
+			p.reconcile()
+			nodetest.Must(t, p.Dismiss(old))
+			p.reconcile()
+			p.expectIngress(2, false, 0)
+			if last, _ := p.lastPolicies(); len(last.Orphans) > 0 {
+				t.Errorf("remembered for ever: %v", last.Orphans)
+			}
 		})
 	}
 }

@@ -13,7 +13,9 @@ import (
 	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/identity"
 	"github.com/kube-cilium/kube-cilium/internal/policy"
 )
@@ -35,11 +37,15 @@ type lastPolicies struct {
 	Policies   []lastPolicy                 `json:"policies"`
 	Identities []lastIdentity               `json:"identities"`
 	Classes    map[netip.Prefix]policy.Peer `json:"classes"`
+	// Orphans are the endpoints that are closed since their namespace is gone and another has its name.
+	Orphans []cni.Attachment `json:"orphans,omitempty"`
 }
 
 type lastPolicy struct {
 	networkingv1.NetworkPolicy
 	Lingering bool `json:"lingering,omitempty"`
+	// NamespaceUID of the namespace with which it went.
+	NamespaceUID types.UID `json:"namespaceUID,omitempty"`
 }
 
 type lastIdentity struct {
@@ -63,6 +69,7 @@ func (m *policyMemory) keep(last lastPolicies) error {
 	slices.SortFunc(last.Policies, func(a, b lastPolicy) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
+	slices.SortFunc(last.Orphans, func(a, b cni.Attachment) int { return cmp.Compare(a.ContainerID, b.ContainerID) })
 	slices.SortFunc(last.Identities, func(a, b lastIdentity) int { return cmp.Compare(a.Number, b.Number) })
 	data, err := json.Marshal(last)
 	if err != nil {
