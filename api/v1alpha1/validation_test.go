@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"sigs.k8s.io/yaml"
+
 	"github.com/kube-cilium/kube-cilium/internal/testenv"
 )
 
@@ -20,6 +23,34 @@ func TestSamplesApply(t *testing.T) {
 			t.Fatalf("kubectl apply %v: %v\n%s", how, err, out)
 		}
 	}
+}
+
+// TestConfigSampleHasEverySetting: whoever looks for a setting finds it there.
+func TestConfigSampleHasEverySetting(t *testing.T) {
+	var crd apiextensionsv1.CustomResourceDefinition
+	var sample map[string]any
+	for file, into := range map[string]any{"crd/bases/kube-cilium.io_ciliumconfigs.yaml": &crd, "samples/ciliumconfig.yaml": &sample} {
+		data, err := os.ReadFile(filepath.Join("../../config", file))
+		if err == nil {
+			err = yaml.Unmarshal(data, into)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var walk func(path string, schema apiextensionsv1.JSONSchemaProps, value any)
+	walk = func(path string, schema apiextensionsv1.JSONSchemaProps, value any) {
+		for name, of := range schema.Properties {
+			fields, _ := value.(map[string]any)
+			field, there := fields[name]
+			if !there {
+				t.Errorf("the sample has no %s.%s", path, name)
+				continue
+			}
+			walk(path+"."+name, of, field)
+		}
+	}
+	walk("spec", crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"], sample["spec"])
 }
 
 // kubectl runs a verb on one object.
