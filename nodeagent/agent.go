@@ -300,7 +300,9 @@ func (a *Agent) start(ctx context.Context, run func(string, func(context.Context
 	for _, e := range set.List() {
 		a.ids.Restore(e.Labels, e.Identity)
 	}
-	a.policies.Restore()
+	if err := a.policies.Restore(); err != nil {
+		return err
+	}
 	a.mu.Lock()
 	a.datapath, a.endpoints = d, set
 	a.mu.Unlock()

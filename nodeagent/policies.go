@@ -44,6 +44,7 @@ type policyDatapath interface {
 	SetPolicy(map[uint16]datapath.PodPolicy, map[netip.Prefix]policy.Peer) (failed map[uint16]error, err error)
 	SetPodPolicy(uint16, datapath.PodPolicy) error
 	DropPodPolicy(uint16) error
+	Classes() (map[netip.Prefix]policy.Peer, error)
 }
 
 // labelled is what the engine was told of an identity.
@@ -109,7 +110,7 @@ type Policies struct {
 	wiring map[uint16]*endpoint.Endpoint
 	// orphans are endpoints whose namespace is gone and has a successor of its name: they are closed.
 	orphans map[cni.Attachment]bool
-	// classes are the prefixes in the kernel, as far as this process wrote them.
+	// classes are the prefixes in the kernel: as Restore found them, then as they were written.
 	classes map[netip.Prefix]policy.Peer
 	// known: the policies are those of the cluster, or what was in force when there was one to ask; whole: the former.
 	known, whole bool
@@ -130,13 +131,19 @@ func NewPolicies(cache, live client.Reader, endpoints func() *endpoint.Set, memo
 }
 
 // Restore takes up the policies that were in force when the agent before this one, of the same boot, last wrote them
-// down. Nothing is written: pods keep the tables that are pinned.
-func (p *Policies) Restore() {
+// down, and the classes that are in the kernel: these as they are, for a table that does not know a class of the kernel is
+// about other addresses than it says. Nothing is written: pods keep the tables that are pinned.
+func (p *Policies) Restore() error {
 	p.applying.Lock()
 	defer p.applying.Unlock()
+	var err error
+	if p.classes, err = p.datapath.Classes(); err != nil {
+		return fmt.Errorf("restore policies: %w", err)
+	}
+	p.engine.ClassesInForce(p.classes)
 	last, ok := p.memory.load()
 	if p.restored = ok; !ok {
-		return
+		return nil
 	}
 	for i := range last.Policies {
 		if err := p.hold(&last.Policies[i].NetworkPolicy, fromDisk); err != nil {
@@ -149,14 +156,11 @@ func (p *Policies) Restore() {
 	for _, a := range last.Orphans {
 		p.orphans[a] = true
 	}
-	if p.classes = last.Classes; p.classes == nil {
-		p.classes = map[netip.Prefix]policy.Peer{}
-	}
-	p.engine.ClassesInForce(p.classes)
 	for _, who := range last.Identities {
 		p.identities[who.Number] = labelled{who.Labels, who.Ports}
 		p.engine.SetIdentity(who.Number, who.Labels, who.Ports)
 	}
+	return nil
 }
 
 // FromDisk serves new pods from what Restore took up: the API server is away. What the kernel has of other pods stays.
@@ -355,12 +359,9 @@ func (p *Policies) apply() (failed map[uint16]error, err error) {
 	for range maxPasses {
 		pods := p.tables()
 		wanted := p.engine.Classes()
-		classes, shrinks := wanted, false
-		if p.classes != nil {
-			classes = maps.Clone(p.classes)
-			maps.Copy(classes, wanted)
-			shrinks = len(classes) > len(wanted)
-		}
+		classes := maps.Clone(p.classes)
+		maps.Copy(classes, wanted)
+		shrinks := len(classes) > len(wanted)
 		if failed, err = p.datapath.SetPolicy(pods, classes); err != nil {
 			return failed, err
 		}
@@ -517,7 +518,7 @@ func (p *Policies) lastPolicies() (lastPolicies, bool) {
 	if !p.whole {
 		return lastPolicies{}, false
 	}
-	out := lastPolicies{Classes: maps.Clone(p.classes)}
+	var out lastPolicies
 	for _, h := range p.networks.held {
 		out.Policies = append(out.Policies, lastPolicy{NetworkPolicy: h.object, Lingering: h.lingering, NamespaceUID: h.namespace})
 	}

@@ -101,6 +101,8 @@ type kernel struct {
 	// writes are the calls: how many pods and classes.
 	writes []string
 	full   map[uint16]bool
+	// moment is called whenever packets may meet something else than before.
+	moment func()
 }
 
 func (k *kernel) SetPolicy(pods map[uint16]datapath.PodPolicy, classes map[netip.Prefix]policy.Peer) (map[uint16]error, error) {
@@ -111,6 +113,10 @@ func (k *kernel) SetPolicy(pods map[uint16]datapath.PodPolicy, classes map[netip
 			continue
 		}
 		k.pods[id] = now
+	}
+	if k.moment != nil {
+		k.moment() // tables come before classes
+		defer k.moment()
 	}
 	k.classes = maps.Clone(classes)
 	k.writes = append(k.writes, fmt.Sprintf("%d pods, %d classes", len(pods), len(classes)))
@@ -124,6 +130,19 @@ func (k *kernel) SetPodPolicy(id uint16, now datapath.PodPolicy) error {
 	k.pods[id] = now
 	k.writes = append(k.writes, fmt.Sprintf("pod %d", id))
 	return nil
+}
+
+func (k *kernel) Classes() (map[netip.Prefix]policy.Peer, error) { return maps.Clone(k.classes), nil }
+
+// allows tells whether an address of nobody's gets in to a pod.
+func (k *kernel) allows(id uint16, address string) bool {
+	a, class, bits := netip.MustParseAddr(address), policy.Anyone, -1
+	for prefix, n := range k.classes {
+		if prefix.Contains(a) && prefix.Bits() > bits {
+			class, bits = n, prefix.Bits()
+		}
+	}
+	return k.pods[id].Ingress.Lookup([]policy.Peer{policy.Peer(identity.World), class, policy.Anyone}, 6, 80).Verdict == policy.Allow
 }
 
 func (k *kernel) DropPodPolicy(id uint16) error {
@@ -151,7 +170,7 @@ type policed struct {
 
 func newPoliced(t *testing.T) *policed {
 	p := &policed{
-		t: t, kernel: &kernel{pods: map[uint16]datapath.PodPolicy{}, full: map[uint16]bool{}}, stateDir: t.TempDir(), version: 100,
+		t: t, kernel: &kernel{pods: map[uint16]datapath.PodPolicy{}, classes: map[netip.Prefix]policy.Peer{}, full: map[uint16]bool{}}, stateDir: t.TempDir(), version: 100,
 		cache: &objects{namespaces: map[string]bool{"a": false, "b": false}}, live: &objects{namespaces: map[string]bool{"a": false, "b": false}},
 	}
 	p.restart()
@@ -174,7 +193,7 @@ func (p *policed) restart() {
 		Changed: func() {}, Log: log,
 	})
 	nodetest.Must(p.t, err)
-	p.Policies.Restore()
+	nodetest.Must(p.t, p.Policies.Restore())
 }
 
 // remember is what the agent does a moment after each change.
@@ -535,6 +554,56 @@ func TestPoliciesFromDisk(t *testing.T) {
 		p.restart()
 		if err := p.FromDisk(); err == nil {
 			t.Errorf("taken up: %s", bad)
+		}
+	}
+}
+
+// What an agent remembered of the classes in the kernel was up to a second old, or nothing: its successor's tables did not
+// know those that were there, and for a moment addresses were let in that neither policy meant, or kept out that both did.
+func TestClassesAreThoseOfTheKernel(t *testing.T) {
+	blocks := func(peers ...networkingv1.NetworkPolicyPeer) networkingv1.NetworkPolicySpec {
+		s := closed
+		s.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: peers}}
+		return s
+	}
+	wide, gap := fromBlock("10.0.0.0/8", "10.1.0.0/16"), fromBlock("10.1.0.0/16", "10.1.2.0/24")
+	for name, row := range map[string]struct {
+		before, after      networkingv1.NetworkPolicySpec
+		allowed, forbidden string
+	}{
+		"a class comes with an exception": {before: blocks(wide), after: blocks(gap), forbidden: "10.1.2.3"},
+		"a class goes":                    {before: blocks(fromBlock("10.0.0.0/8"), gap), after: blocks(fromBlock("10.0.0.0/8")), allowed: "10.1.3.4"},
+	} {
+		for _, memory := range []string{"up to date", "none", "of before"} {
+			t.Run(name+", memory "+memory, func(t *testing.T) {
+				p := newPoliced(t)
+				p.reconcile()
+				if memory == "of before" {
+					p.remember()
+				}
+				p.cache.policies = []networkingv1.NetworkPolicy{p.policy("a", "web", row.before)}
+				p.reconcile()
+				e := p.admit(1, "a", "web", 300)
+				if memory == "up to date" {
+					p.remember()
+				}
+				p.cache.policies = []networkingv1.NetworkPolicy{p.policy("a", "web", row.after)}
+				p.restart()
+				p.wiring[1] = e
+				p.kernel.moment = func() {
+					if row.allowed != "" && !p.kernel.allows(1, row.allowed) {
+						t.Errorf("%s is kept out: %v, classes %v", row.allowed, p.kernel.pods[1].Ingress.Entries, p.kernel.classes)
+					}
+					if row.forbidden != "" && p.kernel.allows(1, row.forbidden) {
+						t.Errorf("%s is let in: %v, classes %v", row.forbidden, p.kernel.pods[1].Ingress.Entries, p.kernel.classes)
+					}
+				}
+				p.kernel.moment()
+				p.reconcile()
+				if want := p.engine.Classes(); !maps.Equal(p.kernel.classes, want) {
+					t.Errorf("classes %v, want %v", p.kernel.classes, want)
+				}
+			})
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,10 +32,9 @@ type policyMemory struct {
 
 // lastPolicies is the file.
 type lastPolicies struct {
-	BootID     string                       `json:"bootID"`
-	Policies   []lastPolicy                 `json:"policies"`
-	Identities []lastIdentity               `json:"identities"`
-	Classes    map[netip.Prefix]policy.Peer `json:"classes"`
+	BootID     string         `json:"bootID"`
+	Policies   []lastPolicy   `json:"policies"`
+	Identities []lastIdentity `json:"identities"`
 	// Orphans are the endpoints that are closed since their namespace is gone and another has its name.
 	Orphans []cni.Attachment `json:"orphans,omitempty"`
 }

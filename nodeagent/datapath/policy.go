@@ -60,6 +60,23 @@ func (d *Datapath) SetPolicy(pods map[uint16]PodPolicy, classes map[netip.Prefix
 	return failed, d.policy.drop(retired)
 }
 
+// Classes are those of the addresses in the kernel now, whoever wrote them.
+func (d *Datapath) Classes() (map[netip.Prefix]policy.Peer, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := map[netip.Prefix]policy.Peer{}
+	err := eachEntry(d.maps.open[bpf.MapsMapClasses], d.maps.batch, func(k bpf.PrefixKey, class uint32) bool {
+		if class != uint32(policy.Anyone) { // which only keeps IPv4 apart
+			out[k.Prefix()] = policy.Peer(class)
+		}
+		return true
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read classes of addresses: %w", err)
+	}
+	return out, nil
+}
+
 // SetPodPolicy gives a new pod its policy, before its interface is up. On an error (ErrPolicyFull) the pod is closed.
 func (d *Datapath) SetPodPolicy(id uint16, p PodPolicy) error {
 	d.mu.Lock()

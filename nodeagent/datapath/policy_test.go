@@ -263,6 +263,9 @@ func TestIPv6PrefixesAreNotForIPv4(t *testing.T) {
 			if _, err := d.SetPolicy(nil, classes); err != nil {
 				t.Fatal(err)
 			}
+			if back, err := d.Classes(); err != nil || !maps.Equal(back, classes) {
+				t.Errorf("read back %v, %v; want %v", back, err, classes)
+			}
 			got := uint32(99 | bpf.PeerClassBit)
 			err := d.maps.open[bpf.MapsMapClasses].Lookup(bpf.PrefixKey{Prefixlen: 128, Addr: bpf.AddrFrom(netip.MustParseAddr("192.0.2.1"))}, &got)
 			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
