@@ -90,6 +90,13 @@ func benchmark(ctx context.Context, o options) (err error) {
 		}
 		figures = append(figures, f...)
 	}
+	if want("flows") {
+		f, err := flowFigures(ctx, log, c, o.rounds, o.millis)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
+	}
 	if want("policy") {
 		f, err := policyFigures(ctx, log, c, g, min(o.rounds, 100), o.millis)
 		if err != nil {

@@ -15,6 +15,8 @@ type shape struct {
 	client, server place
 	// dst is what the client dials: the server's address, or a Service's.
 	dst string
+	// before is done before each slice; nil: nothing is.
+	before func() error
 }
 
 // bars by figure for one shape; kinds without a bar are measured and reported all the same.
@@ -64,6 +66,11 @@ func measure(ctx context.Context, log io.Writer, title string, shapes []shape, b
 				how, cpu := kind, 0
 				if kind == "rr-cross" || kind == "crr-cross" {
 					how, cpu = kind[:len(kind)-len("-cross")], 1
+				}
+				if s.before != nil {
+					if err := s.before(); err != nil {
+						return nil, fmt.Errorf("%s: %w", s.name, err)
+					}
 				}
 				t, err := clients[s.name].do(job{Kind: how, Dst: s.dst, CPU: cpu, Millis: millis})
 				if err != nil {
