@@ -27,8 +27,10 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/kube-cilium/kube-cilium/internal/flow"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 )
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -114,6 +116,8 @@ type reviews struct {
 	mu    sync.Mutex
 	asked map[string]int
 	away  atomic.Bool
+	// over: no token is in force any more.
+	over atomic.Bool
 }
 
 func (r *reviews) Create(_ context.Context, in *authenticationv1.TokenReview, _ metav1.CreateOptions) (*authenticationv1.TokenReview, error) {
@@ -124,7 +128,7 @@ func (r *reviews) Create(_ context.Context, in *authenticationv1.TokenReview, _ 
 		return nil, errors.New("connection refused")
 	}
 	out := in.DeepCopy()
-	out.Status = authenticationv1.TokenReviewStatus{Authenticated: in.Spec.Token != "bad", Audiences: in.Spec.Audiences}
+	out.Status = authenticationv1.TokenReviewStatus{Authenticated: in.Spec.Token != "bad" && !r.over.Load(), Audiences: in.Spec.Audiences}
 	out.Status.User.Username = user
 	switch in.Spec.Token {
 	case "other":
@@ -138,15 +142,21 @@ func (r *reviews) Create(_ context.Context, in *authenticationv1.TokenReview, _ 
 // serve runs a server on loopback and gives a client of it that brings a token.
 func serve(t *testing.T, ring *Ring, token string) (*Observer, *grpc.ClientConn, *reviews) {
 	t.Helper()
+	asked := &reviews{asked: map[string]int{}}
+	o, conn := serveWith(t, ring, token, NewAuthenticator(asked, user, audience))
+	return o, conn, asked
+}
+
+func serveWith(t *testing.T, ring *Ring, token string, auth *Authenticator) (*Observer, *grpc.ClientConn) {
+	t.Helper()
 	o := New("worker-1", ring)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	asked := &reviews{asked: map[string]int{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- o.serve(ctx, l, NewAuthenticator(asked, user, audience)) }()
+	go func() { done <- o.serve(ctx, l, auth) }()
 	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(bearer(token)))
 	if err != nil {
 		t.Fatal(err)
@@ -158,7 +168,7 @@ func serve(t *testing.T, ring *Ring, token string) (*Observer, *grpc.ClientConn,
 			t.Error(err)
 		}
 	})
-	return o, conn, asked
+	return o, conn
 }
 
 type bearer string
@@ -239,6 +249,73 @@ func TestGetFlows(t *testing.T) {
 	} {
 		if _, err := ports(t, c, req); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
+		}
+	}
+}
+
+// judged knows every rule: the policy named for its number.
+type judged struct{}
+
+func (judged) Address(netip.Addr) *flow.Who { return nil }
+func (judged) Labels(uint32) []string       { return nil }
+func (judged) Rule(id uint32) (policy.Provenance, bool) {
+	return policy.Provenance{Verdict: policy.Allow, Origins: []policy.Origin{{Ref: policy.Ref{Kind: "NetworkPolicy", Name: fmt.Sprint("p", id)}}}}, true
+}
+
+// Verdicts come for who asks for them by type, beside the packets' own flows where those are asked for too; --last and
+// --first count each.
+func TestPolicyVerdictsAreForWhoAsks(t *testing.T) {
+	ring := NewRing(255)
+	all := events(0, 4)
+	for i := range all {
+		all[i].First, all[i].Rules = i%2 == 1, [2]uint32{1, 2}
+	}
+	ring.Take(all)
+	o, conn, _ := serve(t, ring, "good")
+	var names flow.Names = judged{}
+	o.names.Store(&names)
+	c := observerpb.NewObserverClient(conn)
+	of := func(types ...int32) []*flowpb.FlowFilter {
+		f := &flowpb.FlowFilter{}
+		for _, n := range types {
+			f.EventType = append(f.EventType, &flowpb.EventTypeFilter{Type: n})
+		}
+		return []*flowpb.FlowFilter{f}
+	}
+	for _, tt := range []struct {
+		name string
+		req  *observerpb.GetFlowsRequest
+		want string
+	}{
+		{"nobody asks", &observerpb.GetFlowsRequest{}, "0/4 1/4 2/4 3/4"},
+		{"all", &observerpb.GetFlowsRequest{Whitelist: of(5)}, "1/5 1/5 3/5 3/5"},
+		{"with traces", &observerpb.GetFlowsRequest{Whitelist: of(4, 5)}, "0/4 1/4 1/5 1/5 2/4 3/4 3/5 3/5"},
+		{"the last three", &observerpb.GetFlowsRequest{Number: 3, Whitelist: of(5)}, "1/5 3/5 3/5"},
+		{"the first", &observerpb.GetFlowsRequest{Number: 1, First: true, Whitelist: of(5)}, "1/5"},
+	} {
+		stream, err := c.GetFlows(t.Context(), tt.req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		seen := map[string]bool{}
+		for {
+			r, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := r.GetFlow()
+			if seen[f.GetUuid()] {
+				t.Errorf("%s: %s comes twice", tt.name, f.GetUuid())
+			}
+			seen[f.GetUuid()] = true
+			got = append(got, fmt.Sprintf("%d/%d", f.GetL4().GetTCP().GetSourcePort(), f.GetEventType().GetType()))
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("%s: %v, want %s", tt.name, got, tt.want)
 		}
 	}
 }
@@ -375,6 +452,7 @@ func TestAPIServerAwayIsNoVerdict(t *testing.T) {
 
 func TestManyTokensAreForgotten(t *testing.T) {
 	a := NewAuthenticator(&reviews{asked: map[string]int{}}, user, audience)
+	a.strangers = flowcontrol.NewFakeAlwaysRateLimiter()
 	for n := range 3 * maxTokens {
 		ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", fmt.Sprint("Bearer t", n)))
 		if err := a.check(ctx); err != nil {
@@ -383,6 +461,114 @@ func TestManyTokensAreForgotten(t *testing.T) {
 	}
 	if len(a.known) > maxTokens {
 		t.Errorf("%d tokens are remembered", len(a.known))
+	}
+}
+
+// Any process of the host could call with tokens that it makes up, each a question to the API server.
+func TestMadeUpTokensCostFewReviews(t *testing.T) {
+	asked := &reviews{asked: map[string]int{}}
+	a := NewAuthenticator(asked, user, audience)
+	call := func(token string) error {
+		return a.check(metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+token)))
+	}
+	if err := call("good"); err != nil {
+		t.Fatal(err)
+	}
+	for _, j := range a.known {
+		j.until = time.Now() // that was a minute ago
+	}
+	asked.over.Store(true)
+	began, turned := time.Now(), 0
+	for n := range 500 {
+		if status.Code(call(fmt.Sprint("made-up", n))) == codes.ResourceExhausted {
+			turned++
+		}
+	}
+	bound := strangersBurst + int(time.Since(began).Seconds()+1)*strangers
+	if n := 500 - turned; n > bound {
+		t.Errorf("%d of 500 tokens were asked for, want at most %d", n, bound)
+	}
+	asked.over.Store(false)
+	if err := call("good"); err != nil {
+		t.Errorf("a token that was good, among them: %v", err)
+	}
+	for n := range 3 {
+		if err := call(fmt.Sprint("made-up", n)); err == nil {
+			t.Error("a refusal is not remembered")
+		}
+	}
+}
+
+// A call that lasts went on long after its token: whoever's right was taken away read on.
+func TestStreamOutlivedItsToken(t *testing.T) {
+	follow := func(t *testing.T) (*Observer, *reviews, grpc.ServerStreamingClient[observerpb.GetFlowsResponse]) {
+		ring := NewRing(63)
+		ring.Take(events(0, 1))
+		asked := &reviews{asked: map[string]int{}}
+		auth := NewAuthenticator(asked, user, audience)
+		auth.age, auth.unsure = 20*time.Millisecond, 300*time.Millisecond
+		o, conn := serveWith(t, ring, "good", auth)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		t.Cleanup(cancel)
+		stream, err := observerpb.NewObserverClient(conn).GetFlows(ctx, &observerpb.GetFlowsRequest{Number: 1, Follow: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		return o, asked, stream
+	}
+	again := func(asked *reviews) {
+		for {
+			asked.mu.Lock()
+			n := asked.asked["good"]
+			asked.mu.Unlock()
+			if n > 3 {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	t.Run("taken away", func(t *testing.T) {
+		o, asked, stream := follow(t)
+		again(asked)
+		o.Take(events(1, 2))
+		if _, err := stream.Recv(); err != nil {
+			t.Fatalf("while the token is in force: %v", err)
+		}
+		asked.over.Store(true)
+		if _, err := stream.Recv(); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "any more") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("nobody can say", func(t *testing.T) {
+		o, asked, stream := follow(t)
+		again(asked)
+		asked.away.Store(true)
+		o.Take(events(1, 2))
+		if _, err := stream.Recv(); err != nil {
+			t.Fatalf("a moment without an API server: %v", err)
+		}
+		if _, err := stream.Recv(); status.Code(err) != codes.Unavailable && status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// Tokens would cross the network in clear.
+func TestServeOnlyOnLoopback(t *testing.T) {
+	o := New("n", NewRing(7))
+	for _, address := range []string{":4244", "0.0.0.0:4244", "[::]:4244", "192.0.2.1:4244", "node-1:4244"} {
+		err := o.Serve(t.Context(), address, NewAuthenticator(nil, "", ""), nil, func() { t.Error("serving on " + address) })
+		if !errors.Is(err, errNotLoopback) {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	for _, address := range []string{"127.0.0.1:0", "[::1]:0", "localhost:0", "127.1.2.3:0"} {
+		if err := onLoopback(address); err != nil {
+			t.Errorf("%s: %v", address, err)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	observerpb "github.com/cilium/cilium/api/v1/observer"
@@ -22,7 +23,9 @@ import (
 var (
 	errFirstAndFollow = errors.New("first and follow exclude one another")
 	errBadTime        = errors.New("since or until is not a time")
-	errBadMask        = errors.New("field_mask names a field that a flow does not have")
+	// errNotLoopback keeps tokens off the wire: they would travel in clear.
+	errNotLoopback = errors.New("flows are served on a loopback address only, such as 127.0.0.1:4244: callers bring tokens, and this port has no TLS")
+	errBadMask     = errors.New("field_mask names a field that a flow does not have")
 )
 
 const (
@@ -36,6 +39,9 @@ const (
 // Serve answers on address until ctx is done, with names from names, which may be nil. Every call has to pass auth.
 // Serving is called when it can be reached.
 func (o *Observer) Serve(ctx context.Context, address string, auth *Authenticator, names flow.Names, serving func()) error {
+	if err := onLoopback(address); err != nil {
+		return fmt.Errorf("serve flows on %s: %w", address, err)
+	}
 	var config net.ListenConfig
 	l, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
@@ -46,6 +52,18 @@ func (o *Observer) Serve(ctx context.Context, address string, auth *Authenticato
 	}
 	serving()
 	return o.serve(ctx, l, auth)
+}
+
+// onLoopback refuses addresses at which others than this host can call.
+func onLoopback(address string) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.Unmap().IsLoopback()) {
+		return errNotLoopback
+	}
+	return nil
 }
 
 func (o *Observer) serve(ctx context.Context, l net.Listener, auth *Authenticator) error {

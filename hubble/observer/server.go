@@ -64,7 +64,7 @@ func (o *Observer) GetFlows(req *observerpb.GetFlowsRequest, stream grpc.ServerS
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
-	at, end := o.start(q)
+	at, end, skip := o.start(q)
 	buf := make([]flow.Event, chunk)
 	lost := o.kernelLost.Load()
 	left := q.number
@@ -92,16 +92,18 @@ func (o *Observer) GetFlows(req *observerpb.GetFlowsRequest, stream grpc.ServerS
 			if q.after(&buf[i]) && q.follow { // until has passed
 				return nil
 			}
-			f := o.match(q, number, &buf[i])
-			if f == nil {
-				continue
-			}
-			if err := stream.Send(o.response(f)); err != nil {
-				return err
-			}
-			if q.first && q.number > 0 {
-				if left--; left == 0 {
-					return nil
+			for _, f := range o.match(q, number, &buf[i]) {
+				if skip > 0 {
+					skip--
+					continue
+				}
+				if err := stream.Send(o.response(f)); err != nil {
+					return err
+				}
+				if q.first && q.number > 0 {
+					if left--; left == 0 {
+						return nil
+					}
 				}
 			}
 		}
@@ -123,17 +125,18 @@ func (o *Observer) GetFlows(req *observerpb.GetFlowsRequest, stream grpc.ServerS
 	}
 }
 
-// start gives the number of the first event to look at, and the end of those that are there by now.
-func (o *Observer) start(q *query) (at, end uint64) {
+// start gives the number of the first event to look at, the end of those that are there by now, and how many flows of
+// the first event are too many.
+func (o *Observer) start(q *query) (at, end, skip uint64) {
 	oldest, next := o.ring.Span()
 	switch {
 	case q.first || q.since.IsValid() && q.number == 0:
-		return oldest, next
+		return oldest, next, 0
 	case q.number == 0:
 		if q.follow {
-			return next, next
+			return next, next, 0
 		}
-		return oldest, next
+		return oldest, next, 0
 	}
 	// The last number that match: walk back.
 	left := q.number
@@ -142,20 +145,20 @@ func (o *Observer) start(q *query) (at, end uint64) {
 		from := at - min(at-oldest, chunk)
 		first, n, _ := o.ring.Read(from, buf[:at-from])
 		if first != from { // the ring turned over meanwhile
-			return first, next
+			return first, next, 0
 		}
 		for i := n - 1; i >= 0 && left > 0; i-- {
 			at--
-			if o.match(q, at, &buf[i]) != nil {
-				left--
-			}
+			have := uint64(len(o.match(q, at, &buf[i])))
+			skip = max(left, have) - left
+			left -= min(left, have)
 		}
 	}
-	return at, next
+	return at, next, skip
 }
 
-// match makes the flow of an event where it is wanted, else nil.
-func (o *Observer) match(q *query, number uint64, e *flow.Event) *flowpb.Flow {
+// match makes the flows of an event that are wanted: its own, and those of policies' verdicts for who asks for them.
+func (o *Observer) match(q *query, number uint64, e *flow.Event) []*flowpb.Flow {
 	if q.before(e) || q.after(e) {
 		return nil
 	}
@@ -163,12 +166,18 @@ func (o *Observer) match(q *query, number uint64, e *flow.Event) *flowpb.Flow {
 	if n := o.names.Load(); n != nil {
 		names = *n
 	}
-	f := flow.Hubble(e, names)
-	f.NodeName, f.Uuid = o.node, flow.UUID(o.seed, number)
-	if !q.filter.Match(f) {
-		return nil
+	all := []*flowpb.Flow{flow.Hubble(e, names)}
+	if q.verdicts {
+		all = append(all, flow.PolicyVerdicts(e, names)...)
 	}
-	return f
+	wanted := all[:0]
+	for i, f := range all {
+		f.NodeName, f.Uuid = o.node, flow.UUID(o.seed+uint64(i), number)
+		if q.filter.Match(f) {
+			wanted = append(wanted, f)
+		}
+	}
+	return wanted
 }
 
 func (o *Observer) response(f *flowpb.Flow) *observerpb.GetFlowsResponse {
@@ -227,8 +236,10 @@ func (o *Observer) GetNamespaces(context.Context, *observerpb.GetNamespacesReque
 type query struct {
 	number        uint64
 	first, follow bool
-	since, until  *timestamppb.Timestamp
-	filter        *flow.Filter
+	// verdicts tells that policies' verdicts are asked for.
+	verdicts     bool
+	since, until *timestamppb.Timestamp
+	filter       *flow.Filter
 }
 
 func newQuery(req *observerpb.GetFlowsRequest) (*query, error) {
@@ -247,6 +258,7 @@ func newQuery(req *observerpb.GetFlowsRequest) (*query, error) {
 			return nil, errBadMask
 		}
 	}
+	q.verdicts = flow.WantsVerdicts(req.GetWhitelist())
 	var err error
 	q.filter, err = flow.NewFilter(req.GetWhitelist(), req.GetBlacklist())
 	return q, err

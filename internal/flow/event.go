@@ -32,6 +32,8 @@ type Event struct {
 
 	// Reply is nil where the direction is not known.
 	Reply *bool `json:"reply,omitempty"`
+	// First of its connection that this node accepted.
+	First bool `json:"first,omitempty"`
 	// Ingress is true on the way into the endpoint, false on the way out.
 	Ingress  bool `json:"ingress,omitempty"`
 	Fragment bool `json:"fragment,omitempty"`

@@ -373,6 +373,14 @@ func protocolTest(name string) (test, error) {
 	}, nil
 }
 
+// WantsVerdicts tells whether a filter asks for policy verdicts by their type. They say again what other flows of the same
+// packets say, so who does not ask for them gets none.
+func WantsVerdicts(whitelist []*flowpb.FlowFilter) bool {
+	return slices.ContainsFunc(whitelist, func(f *flowpb.FlowFilter) bool {
+		return slices.ContainsFunc(f.GetEventType(), func(t *flowpb.EventTypeFilter) bool { return t.GetType() == eventVerdict })
+	})
+}
+
 func eventTest(want *flowpb.EventTypeFilter) (test, error) {
 	return func(p *flowpb.Flow) bool {
 		t := p.GetEventType()

@@ -68,6 +68,40 @@ func Hubble(e *Event, names Names) *flowpb.Flow {
 	return f
 }
 
+// PolicyVerdicts are what policies said of a connection, a flow for each side that one of them judged: of the first packet
+// that was accepted, and of every packet that was refused. Other packets were not judged, or not for the first time.
+func PolicyVerdicts(e *Event, names Names) []*flowpb.Flow {
+	var out []*flowpb.Flow
+	for _, side := range [...]policy.Direction{policy.Egress, policy.Ingress} {
+		refused := refusedByPolicy(e.Reason)
+		if e.Rules[side] == 0 || !e.First && (!refused || e.Ingress != (side == policy.Ingress)) {
+			continue
+		}
+		one := *e
+		one.Type, one.Rules = Verdict, [2]uint32{}
+		one.Rules[side] = e.Rules[side]
+		f := Hubble(&one, names)
+		if !refused && f.Verdict == flowpb.Verdict_DROPPED { // for another reason, after policy
+			f.Verdict, f.DropReasonDesc, f.DropReason = flowpb.Verdict_FORWARDED, 0, 0 //nolint:staticcheck // set above
+		}
+		f.TraceObservationPoint, f.TraceReason = flowpb.TraceObservationPoint_UNKNOWN_POINT, flowpb.TraceReason_TRACE_REASON_UNKNOWN
+		f.TrafficDirection = flowpb.TrafficDirection_EGRESS
+		if side == policy.Ingress {
+			f.TrafficDirection = flowpb.TrafficDirection_INGRESS
+		}
+		out = append(out, f)
+	}
+	return out
+}
+
+func refusedByPolicy(r Reason) bool {
+	switch bpf.Reason(r) {
+	case bpf.MapsReasonDROP_POLICY, bpf.MapsReasonDROP_POLICY_DENY, bpf.MapsReasonDROP_PENDING_DENY:
+		return true
+	}
+	return false
+}
+
 func verdict(e *Event) flowpb.Verdict {
 	switch {
 	case e.Type == Drop || e.Reason.Dropped():

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,42 @@ func TestHubbleFlowOfADrop(t *testing.T) {
 	}
 	if !proto.Equal(f, &want) {
 		t.Errorf("got  %s\nwant %s", protojson.Format(f), protojson.Format(&want))
+	}
+}
+
+// Policy verdicts were offered as a type of flow that never came.
+func TestPolicyVerdicts(t *testing.T) {
+	const to = Reason(bpf.MapsReasonFORWARD_TO_POD)
+	accepted := denied()
+	accepted.Type, accepted.Reason, accepted.Rules, accepted.First = Trace, to, [2]uint32{1, 4}, true
+	for _, tt := range []struct {
+		name   string
+		change func(*Event)
+		want   []string
+	}{
+		{"both sides of a connection that begins", func(*Event) {}, []string{
+			"policy-verdict EGRESS ALLOWED (egress allowed by NetworkPolicy demo/out spec.egress[0] spec.egress[1], NetworkPolicy demo/more spec.egress[0])",
+			"policy-verdict INGRESS ALLOWED (ingress allowed by NetworkPolicy demo/web spec.ingress[0])"}},
+		{"one side", func(e *Event) { e.Rules[0] = 0 }, []string{"policy-verdict INGRESS ALLOWED (ingress allowed by NetworkPolicy demo/web spec.ingress[0])"}},
+		{"no policy", func(e *Event) { e.Rules = [2]uint32{} }, nil},
+		{"a later packet", func(e *Event) { e.First = false }, nil},
+		{"refused", func(e *Event) { *e = denied() }, []string{"policy-verdict INGRESS DENIED (default deny of ingress by NetworkPolicy demo/web, NetworkPolicy demo/all)"}},
+		{"allowed, and dropped for another reason", func(e *Event) { e.Type, e.Reason, e.Rules[0] = Drop, Reason(bpf.MapsReasonDROP_TOO_BIG), 0 }, []string{
+			"policy-verdict INGRESS ALLOWED (ingress allowed by NetworkPolicy demo/web spec.ingress[0])"}},
+		{"dropped for another reason", func(e *Event) { *e = denied(); e.Reason = Reason(bpf.MapsReasonDROP_TOO_BIG) }, nil},
+	} {
+		e := accepted
+		tt.change(&e)
+		var got []string
+		for _, f := range PolicyVerdicts(&e, names) {
+			if f.GetEventType().GetType() != 5 || f.GetTraceObservationPoint() != 0 || f.GetSource().GetPodName() != "client-7d4-x" {
+				t.Errorf("%s: %v", tt.name, f)
+			}
+			got = append(got, TypeName(f)+" "+verdictName(f)+" ("+decidedBy(f)+")")
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s:\n%s\nwant\n%s", tt.name, strings.Join(got, "\n"), strings.Join(tt.want, "\n"))
+		}
 	}
 }
 

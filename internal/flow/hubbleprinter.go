@@ -130,7 +130,7 @@ func (p *HubblePrinter) line(f *flowpb.Flow) string {
 		verdict = red + verdict + reset
 	}
 	fmt.Fprintf(&b, ": %s %s %s %s %s", left, arrow, right, TypeName(f), verdict)
-	if why := DeniedBy(f); why != "" {
+	if why := decidedBy(f); why != "" {
 		fmt.Fprintf(&b, " (%s)", Safe(why))
 	}
 	if f.GetSummary() != "" { //nolint:staticcheck // what servers fill in and clients show
@@ -166,7 +166,7 @@ func (p *HubblePrinter) row(f *flowpb.Flow) error {
 // details are the summary and, for a drop by policy, why.
 func details(f *flowpb.Flow) string {
 	text := Safe(f.GetSummary()) //nolint:staticcheck // what servers fill in and clients show
-	if why := DeniedBy(f); why != "" {
+	if why := decidedBy(f); why != "" {
 		text = strings.TrimPrefix(text+"; "+Safe(why), "; ")
 	}
 	return text
@@ -283,6 +283,26 @@ func verdictName(f *flowpb.Flow) string {
 		}
 	}
 	return f.GetVerdict().String()
+}
+
+// AllowedBy says which policies let a connection in or out; empty where none did.
+func AllowedBy(f *flowpb.Flow) string {
+	var all []string
+	if by := f.GetEgressAllowedBy(); len(by) > 0 {
+		all = append(all, "egress allowed by "+strings.Join(policyNames(by), ", "))
+	}
+	if by := f.GetIngressAllowedBy(); len(by) > 0 {
+		all = append(all, "ingress allowed by "+strings.Join(policyNames(by), ", "))
+	}
+	return strings.Join(all, "; ")
+}
+
+// decidedBy is what a line for people says of policies: who refused, and with verdicts also who allowed.
+func decidedBy(f *flowpb.Flow) string {
+	if why := DeniedBy(f); why != "" || f.GetEventType().GetType() != eventVerdict {
+		return why
+	}
+	return AllowedBy(f)
 }
 
 // DeniedBy says which policies refused a flow, and how; empty where none did.

@@ -54,6 +54,7 @@ func Event(e *bpf.Event, boot time.Time, iface string) flow.Event {
 		Source:      flow.Party{Address: e.Saddr.IP(), Port: hostOrder(e.Sport), Identity: e.SrcIdentity},
 		Destination: flow.Party{Address: e.Daddr.IP(), Port: hostOrder(e.Dport), Identity: e.DstIdentity},
 		Ingress:     has(e, bpf.MapsEventFlagsEVENT_INGRESS),
+		First:       has(e, bpf.MapsEventFlagsEVENT_FIRST),
 		Fragment:    has(e, bpf.MapsEventFlagsEVENT_FRAGMENT),
 		Tunnel:      has(e, bpf.MapsEventFlagsEVENT_TUNNEL),
 		Endpoint:    e.Endpoint, Interface: iface, Ifindex: e.Ifindex, Length: e.Length, Rules: e.Rules,

@@ -46,7 +46,7 @@ func netOrder(port uint16) uint16 {
 func sample() bpf.Event {
 	return bpf.Event{
 		Time: 5e9, Type: uint8(bpf.MapsEventTypeEVENT_DROP), Reason: uint8(bpf.MapsReasonDROP_POLICY),
-		Hook: uint8(bpf.MapsHookHOOK_TO_POD), Flags: uint8(bpf.MapsEventFlagsEVENT_DIRECTION_KNOWN | bpf.MapsEventFlagsEVENT_INGRESS | bpf.MapsEventFlagsEVENT_TRANSLATED),
+		Hook: uint8(bpf.MapsHookHOOK_TO_POD), Flags: uint8(bpf.MapsEventFlagsEVENT_DIRECTION_KNOWN | bpf.MapsEventFlagsEVENT_INGRESS | bpf.MapsEventFlagsEVENT_TRANSLATED | bpf.MapsEventFlagsEVENT_FIRST),
 		Proto: 6, TcpFlags: 2,
 		Saddr: bpf.AddrFrom(netip.MustParseAddr("10.0.0.1")), Daddr: bpf.AddrFrom(netip.MustParseAddr("2001:db8::2")),
 		XlateAddr: bpf.AddrFrom(netip.MustParseAddr("192.0.2.3")), XlatePort: netOrder(4000),
@@ -103,7 +103,7 @@ func TestEventFields(t *testing.T) {
 	if got.Source.Port != 40000 || got.Destination.Port != 443 || got.Translated != netip.MustParseAddrPort("192.0.2.3:4000") {
 		t.Errorf("ports %d %d %v", got.Source.Port, got.Destination.Port, got.Translated)
 	}
-	if got.Reply == nil || *got.Reply || !got.Ingress || got.Fragment || got.Tunnel {
+	if got.Reply == nil || *got.Reply || !got.Ingress || got.Fragment || got.Tunnel || !got.First {
 		t.Errorf("flags of %+v", got)
 	}
 	if got.Source.Address != netip.MustParseAddr("10.0.0.1") || got.Interface != "eth0" {

@@ -6,6 +6,9 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -52,10 +55,14 @@ type Node struct {
 func (n *Node) Close() error { return n.conn.Close() }
 
 // Node connects to the agent in a pod when it is first asked.
-func (h *Hubble) Node(pod string) (*Node, error) {
-	conn, err := grpc.NewClient("passthrough:///"+pod,
+func (h *Hubble) Node(pod *corev1.Pod) (*Node, error) {
+	port, err := hubblePort(pod)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient("passthrough:///"+pod.Name,
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return h.cluster.Dial(ctx, pod, v1alpha1.HubblePort)
+			return h.cluster.Dial(ctx, pod.Name, port)
 		}),
 		// What runs inside the port-forward is TLS to the API server and to kubelet, then the node's loopback.
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -67,6 +74,44 @@ func (h *Hubble) Node(pod string) (*Node, error) {
 		return nil, err
 	}
 	return &Node{ObserverClient: observerpb.NewObserverClient(conn), Health: healthpb.NewHealthClient(conn), conn: conn}, nil
+}
+
+// hubblePort is where the agent of a pod was told to serve flows: by its argument, else by its environment, as the agent
+// itself reads them.
+func hubblePort(pod *corev1.Pod) (int, error) {
+	const flag = "--hubble-address"
+	address := ""
+	for i := range pod.Spec.Containers {
+		c := &pod.Spec.Containers[i]
+		if c.Name != AgentContainer {
+			continue
+		}
+		for _, e := range c.Env {
+			if e.Name == "HUBBLE_ADDRESS" {
+				address = e.Value
+			}
+		}
+		words := append(slices.Clone(c.Command), c.Args...)
+		for i, w := range words {
+			if value, ok := strings.CutPrefix(w, flag+"="); ok {
+				address = value
+			} else if w == flag && i+1 < len(words) {
+				address = words[i+1]
+			}
+		}
+	}
+	switch address {
+	case "":
+		return v1alpha1.HubblePort, nil
+	case "0":
+		return 0, fmt.Errorf("the agent in pod/%s is told to serve no flows (%s=0)", pod.Name, flag)
+	}
+	_, text, err := net.SplitHostPort(address)
+	port, bad := strconv.ParseUint(text, 10, 16)
+	if err != nil || bad != nil || port == 0 {
+		return 0, fmt.Errorf("the agent in pod/%s has %s=%s, which names no port", pod.Name, flag, address)
+	}
+	return int(port), nil
 }
 
 // Token asks for a token, or gives the last one while it lives. Ask before many calls at once: its error says what the

@@ -90,7 +90,7 @@ func (a *agents) node(ctx context.Context, node string) (*cluster.Node, error) {
 		defer a.mu.Unlock()
 		n := a.nodes[name]
 		if n == nil {
-			if n, err = a.hubble.Node(name); err != nil {
+			if n, err = a.hubble.Node(&pods[i]); err != nil {
 				return nil, err
 			}
 			a.nodes[name] = n

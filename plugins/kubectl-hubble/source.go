@@ -25,6 +25,9 @@ import (
 	"github.com/kube-cilium/kube-cilium/internal/flow"
 )
 
+// errOver means that a stream has ended with the token that it began with: a new one goes on.
+var errOver = errors.New("the token is over")
+
 // errNobody means that no node could be asked; why has been told for each.
 var errNobody = errors.New("no node could be asked")
 
@@ -33,6 +36,8 @@ const (
 	settle = 300 * time.Millisecond
 	// reconnect is how long after the end of a node's stream it is asked again, with -f.
 	reconnect = 2 * time.Second
+	// tokenLasts is the least that a token is good for: a stream that is refused later was let in before.
+	tokenLasts = 30 * time.Second
 	// maxInput bounds a line of an input file, in bytes.
 	maxInput = 1 << 20
 )
@@ -175,6 +180,9 @@ func (s *source) follow(ctx context.Context, t target, req *observerpb.GetFlowsR
 		if ctx.Err() != nil || err == nil && req.Until != nil {
 			return
 		}
+		if errors.Is(err, errOver) {
+			continue
+		}
 		if err == nil {
 			err = fmt.Errorf("node/%s: the stream has ended", t.node)
 		}
@@ -198,6 +206,7 @@ func (s *source) stream(ctx context.Context, t target, req *observerpb.GetFlowsR
 		return fmt.Errorf("node/%s: %w", t.node, err)
 	}
 	defer done()
+	began := time.Now()
 	answer, err := server.GetFlows(ctx, req)
 	if err != nil {
 		return nodeError(t.node, err)
@@ -207,6 +216,8 @@ func (s *source) stream(ctx context.Context, t target, req *observerpb.GetFlowsR
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
+		case status.Code(err) == codes.Unauthenticated && time.Since(began) > tokenLasts:
+			return errOver
 		case err != nil:
 			return nodeError(t.node, err)
 		}

@@ -160,6 +160,15 @@ spec: {podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: 
 	if out := c.hubble(t, "flows", "-n", ns, "--verdict", "dropped", "--last", "1"); !strings.Contains(out, "(default deny of ingress by NetworkPolicy "+ns+"/closed)") {
 		t.Errorf("the line for people does not say why: %s", out)
 	}
+	verdicts := c.hubble(t, "flows", "-n", ns, "-t", "policy-verdict", "--from-pod", "client", "--all")
+	for _, want := range []string{
+		"policy-verdict INGRESS DENIED (default deny of ingress by NetworkPolicy " + ns + "/closed)",
+		"policy-verdict INGRESS ALLOWED (ingress allowed by NetworkPolicy " + ns + "/for-the-client spec.ingress[0]) (TCP Flags: SYN)",
+	} {
+		if !strings.Contains(verdicts, want) {
+			t.Errorf("verdicts lack %q:\n%s", want, verdicts)
+		}
+	}
 	if out := c.hubble(t, "status"); !strings.Contains(out, "Connected Nodes: 2/2") || !strings.Contains(out, "Healthcheck: Ok") {
 		t.Error(out)
 	}
