@@ -10,6 +10,7 @@ type (
 	Backend         = MapsBackend
 	BackendKey      = MapsBackendKey
 	Conn            = MapsConn
+	Advance         = MapsAdvance
 	Counter         = MapsCounter
 	Device          = MapsDevice
 	Endpoint        = MapsEndpoint

@@ -134,7 +134,7 @@ func TestSpoofing(t *testing.T) {
 				t.Errorf("reason %v, want %v", o.reason, c.reason)
 			}
 			if c.reason == stack || c.reason >= 128 {
-				if n := len(w.conns(w.inner[1])); n != 0 {
+				if n := len(w.begun(1)); n != 0 {
 					t.Errorf("%d connections recorded", n)
 				}
 			}

@@ -90,7 +90,13 @@ func (m model) packet(p packet) modelKey {
 // after each. GHSA-c66w-hq56-4q97: an echo request of the other side is its own connection.
 func TestConntrackModel(t *testing.T) {
 	onOneCPU(t)
-	w := newWorld(t, nil)
+	for _, advance := range []uint32{0, 2, 256} {
+		t.Run(fmt.Sprintf("advance %d", advance), func(t *testing.T) { conntrackModel(t, advance) })
+	}
+}
+
+func conntrackModel(t *testing.T, advance uint32) {
+	w := newWorld(t, map[string]any{"advance_size": advance})
 	both(t, func(t *testing.T, v6 bool) {
 		for seed := range uint64(12) {
 			w.t = t
@@ -134,9 +140,9 @@ func TestConntrackModel(t *testing.T) {
 // agrees compares all tables with the model.
 func (w *world) agrees(m model) error {
 	got := map[bpf.FlowKey]bpf.Conn{}
-	inAnswered := map[bpf.FlowKey]bool{}
-	for k, c := range w.answered() {
-		got[k], inAnswered[k] = c, true
+	inAll := map[bpf.FlowKey]bool{}
+	for k, c := range w.conns(w.maps.Maps[bpf.MapsMapConntrack]) {
+		got[k], inAll[k] = c, true
 	}
 	for id, table := range w.inner {
 		for k, c := range w.conns(table) {
@@ -179,8 +185,9 @@ func (w *world) agrees(m model) error {
 				return fmt.Errorf("%+v: flags %#x, flag %#x should be %v", k, flags, f.flag, f.want)
 			}
 		}
-		if mc.settled != inAnswered[k] {
-			return fmt.Errorf("%+v: settled %v, in the table of all %v", k, mc.settled, inAnswered[k])
+		advanced := flags&bpf.MapsConnFlagsCONN_ADVANCED != 0
+		if mc.settled && advanced || (mc.settled || advanced) != inAll[k] {
+			return fmt.Errorf("%+v: settled %v, advanced %v, in the table of all %v", k, mc.settled, advanced, inAll[k])
 		}
 		want := uint32(idA)
 		if mc.began.Addr() == podB4 || mc.began.Addr() == podB6 {
@@ -418,6 +425,8 @@ func TestFlood(t *testing.T) {
 	asking := idle.with(func(p *packet) { p.sport = 41001 })
 	w.asB(func() { w.run("from_pod", asking.frame()) })
 
+	abroad := fromA(out4).with(func(p *packet) { p.smac, p.dmac, p.src, p.sport = podBMAC, hostB, podB4, 60000 })
+	hostTable := int(w.inner[0].MaxEntries())
 	frame := fromA(out4).frame()
 	ctx := context{Ifindex: loopback}
 	for i := range 5000 {
@@ -437,11 +446,94 @@ func TestFlood(t *testing.T) {
 	if n := len(w.answered()); n != 1 {
 		t.Errorf("%d settled connections, want the idle one", n)
 	}
-	if n := len(w.conns(w.inner[2])); n != 1 {
+	if n := len(w.begun(2)); n != 1 {
 		t.Errorf("%d unanswered connections of the neighbour, want 1", n)
 	}
 	if n := len(w.conns(w.inner[1])); n == 0 || n > int(w.inner[1].MaxEntries()) {
-		t.Errorf("%d unanswered connections of the flooder", n)
+		t.Errorf("%d unanswered connections of the flooder in its own table", n)
+	}
+	advance := defaults()["advance_size"].(uint32)
+	if n := len(w.begun(1)) - len(w.conns(w.inner[1])); n != int(advance) {
+		t.Errorf("%d unanswered connections of the flooder in the table of all, want its advance", n)
+	}
+	// The neighbour begins as ever, to the world too, where the flooder's pointers fill the table of those without advance.
+	w.reset()
+	for i := range 2 * hostTable {
+		binary.BigEndian.PutUint16(frame[14+20:], uint16(32768+i))
+		if _, err := w.progs["from_pod"].Programs["from_pod"].Run(&ebpf.RunOptions{Data: frame, Context: &ctx}); err != nil {
+			t.Fatal(err)
+		}
+		if i == hostTable/2 {
+			w.asB(func() { w.run("from_pod", abroad.frame()) })
+		}
+	}
+	back := w.run("from_netdev", answer(abroad.with(func(p *packet) { p.src = node4 })).frame())
+	if back.reason != bpf.MapsReasonFORWARD_TO_POD {
+		t.Errorf("the answer to the neighbour: %v", back.reason)
+	}
+}
+
+// TestAdvance: what is settled gives its place back, and what is not waits for the next minute.
+func TestAdvance(t *testing.T) {
+	onOneCPU(t)
+	const size = 4
+	w := newWorld(t, map[string]any{"advance_size": uint32(size)})
+	udp := func(i int) packet {
+		return fromA(podB4).with(func(p *packet) { p.proto, p.sport = protoUDP, uint16(2000+i) })
+	}
+	inAll := func() int { return len(w.begun(1)) - len(w.conns(w.inner[1])) }
+	for i := range 3 * size {
+		w.run("from_pod", udp(i).frame())
+		w.asB(func() { w.run("from_pod", udp(i).reply().frame()) })
+	}
+	if settled, apart := len(w.answered()), len(w.conns(w.inner[1])); settled != 3*size || inAll() != 0 || apart != 0 {
+		t.Errorf("answered at once: %d settled, %d of the advance, %d apart", settled, inAll(), apart)
+	}
+	w.reset()
+	for i := range 3 * size {
+		w.run("from_pod", udp(i).frame())
+	}
+	if apart := len(w.conns(w.inner[1])); inAll() != size || apart != 2*size {
+		t.Errorf("not answered: %d of the advance, %d apart", inAll(), apart)
+	}
+	// Each is found where it is.
+	for i := range 3 * size {
+		w.asB(func() { w.run("from_pod", udp(i).reply().frame()) })
+	}
+	if settled, apart := len(w.answered()), len(w.conns(w.inner[1])); settled != 3*size || inAll() != 0 || apart != 0 {
+		t.Errorf("answered late: %d settled, %d of the advance, %d apart", settled, inAll(), apart)
+	}
+	w.reset()
+	for i := range 2 * size {
+		w.run("from_pod", udp(i).frame())
+	}
+	var a bpf.Advance
+	if err := w.maps.Maps[bpf.MapsMapAdvances].Lookup(uint32(1), &a); err != nil {
+		t.Fatal(err)
+	}
+	a.Window -= uint32(bpf.MapsConnLifetimeLIFETIME_UNANSWERED)
+	w.put(bpf.MapsMapAdvances, uint32(1), a)
+	for i := range 2 * size {
+		w.run("from_pod", udp(100+i).frame())
+	}
+	if apart := len(w.conns(w.inner[1])); inAll() != 2*size || apart != 2*size {
+		t.Errorf("in the next window: %d of the advance, %d apart", inAll(), apart)
+	}
+	// A program that knows of no advance filled the small table: a new map looks there.
+	w.reset()
+	p := udp(0)
+	w.run("from_pod", p.frame())
+	for k, c := range w.begun(1) {
+		w.forget(k)
+		c.Flags &^= uint16(bpf.MapsConnFlagsCONN_ADVANCED)
+		if err := w.inner[1].Put(k, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.put(bpf.MapsMapAdvances, uint32(1), bpf.Advance{})
+	w.asB(func() { w.run("from_pod", p.reply().frame()) })
+	if settled := len(w.answered()); settled != 1 {
+		t.Errorf("a connection of the program before: %d settled, want it", settled)
 	}
 }
 
@@ -451,7 +543,7 @@ func TestGeneration(t *testing.T) {
 	w.run("from_pod", fromA(podB4).frame())
 	w.put(bpf.MapsMapLiveSettings, uint32(0), bpf.Settings{Generation: 9, ReportInterval: 5})
 	w.run("from_pod", fromA(podB4).frame())
-	for _, c := range w.conns(w.inner[1]) {
+	for _, c := range w.begun(1) {
 		if c.Side[0].Generation != 9 || c.Side[1].Generation != 9 {
 			t.Errorf("judged in generation %d and %d", c.Side[0].Generation, c.Side[1].Generation)
 		}
@@ -472,11 +564,9 @@ func TestDenied(t *testing.T) {
 				w.t = t
 				w.reset()
 				w.run("from_pod", fromA(podB4).frame())
-				for k, c := range w.conns(w.inner[1]) {
+				for k, c := range w.begun(1) {
 					c.Side[side].Verdict, c.Side[side].Rule = uint8(verdict), rule
-					if err := w.inner[1].Put(k, c); err != nil {
-						t.Fatal(err)
-					}
+					w.change(k, c)
 				}
 				w.run("from_pod", fromA(podB4).frame()).expect(t, reason, shot, nil)
 				w.asB(func() {
@@ -500,7 +590,7 @@ func TestDenied(t *testing.T) {
 
 // TestNoTable: without a table for its unanswered flows a pod's connection cannot begin.
 func TestNoTable(t *testing.T) {
-	w := newWorld(t, nil)
+	w := newWorld(t, map[string]any{"advance_size": uint32(0)})
 	if err := w.maps.Maps[bpf.MapsMapUnanswered].Delete(uint32(1)); err != nil {
 		t.Fatal(err)
 	}
@@ -530,11 +620,11 @@ func TestEchoRequestIsNoReply_GHSA_c66w_hq56_4q97(t *testing.T) {
 		ask := echo(fromA(pick(v6, podB4, podB6)), true)
 		w.run("from_pod", ask.frame())
 		w.asB(func() { w.run("from_pod", echo(ask.reply(), true).frame()) })
-		if a, b, n := len(w.conns(w.inner[1])), len(w.conns(w.inner[2])), len(w.answered()); a != 1 || b != 1 || n != 0 {
+		if a, b, n := len(w.begun(1)), len(w.begun(2)), len(w.answered()); a != 1 || b != 1 || n != 0 {
 			t.Fatalf("%d of a, %d of b, %d answered; want 1, 1, 0", a, b, n)
 		}
 		w.asB(func() { w.run("from_pod", echo(ask.reply(), false).frame()) })
-		if a, b, n := len(w.conns(w.inner[1])), len(w.conns(w.inner[2])), len(w.answered()); a != 0 || b != 1 || n != 1 {
+		if a, b, n := len(w.begun(1)), len(w.begun(2)), len(w.answered()); a != 0 || b != 1 || n != 1 {
 			t.Fatalf("after the reply %d of a, %d of b, %d answered; want 0, 1, 1", a, b, n)
 		}
 	})

@@ -49,7 +49,7 @@ func TestFragments(t *testing.T) {
 		w.run("from_pod", later.frame()).expect(t, bpf.MapsReasonDROP_FRAGMENT_NOT_FOUND, shot, nil)
 		w.run("from_pod", raw(first)).expect(t, bpf.MapsReasonFORWARD_TO_POD, redirect, raw(first.with(delivered)))
 		w.run("from_pod", later.frame()).expect(t, bpf.MapsReasonFORWARD_TO_POD, redirect, later.with(delivered).frame())
-		if n := len(w.conns(w.inner[1])); n != 1 {
+		if n := len(w.begun(1)); n != 1 {
 			t.Errorf("%d connections, want 1 for both pieces", n)
 		}
 		for _, e := range w.events() {

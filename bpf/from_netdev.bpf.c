@@ -266,7 +266,7 @@ static __always_inline int to_host(struct __sk_buff *skb, struct pkt *p)
 		t = &p->q.t;
 	}
 	flow_name(&p->key, t);
-	c = conn_find(&p->key, 0, 0);
+	c = conn_find(&p->key, 0, 0, p->now);
 	if (!c) {
 		/*
 		 * A connection that was masqueraded a moment before this program

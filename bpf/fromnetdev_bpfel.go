@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	FromNetdevMapAdvances          = "advances"
 	FromNetdevMapBackends          = "backends"
 	FromNetdevMapClasses           = "classes"
 	FromNetdevMapConntrack         = "conntrack"
@@ -39,6 +40,7 @@ const (
 	FromNetdevMapVerdictRanges     = "verdict_ranges"
 	FromNetdevMapVerdicts          = "verdicts"
 	FromNetdevProgFromNetdev       = "from_netdev"
+	FromNetdevVarAdvanceSize       = "advance_size"
 	FromNetdevVarDeviceMtu         = "device_mtu"
 	FromNetdevVarEncapInBpf        = "encap_in_bpf"
 	FromNetdevVarHaveCoarseClock   = "have_coarse_clock"
@@ -109,6 +111,7 @@ type FromNetdevProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromNetdevMapSpecs struct {
+	Advances      *ebpf.MapSpec `ebpf:"advances"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
@@ -137,6 +140,7 @@ type FromNetdevMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromNetdevVariableSpecs struct {
+	AdvanceSize       *ebpf.VariableSpec `ebpf:"advance_size"`
 	DeviceMtu         *ebpf.VariableSpec `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.VariableSpec `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.VariableSpec `ebpf:"have_coarse_clock"`
@@ -178,6 +182,7 @@ func (o *FromNetdevObjects) Close() error {
 //
 // It can be passed to LoadFromNetdevObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromNetdevMaps struct {
+	Advances      *ebpf.Map `ebpf:"advances"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
@@ -204,6 +209,7 @@ type FromNetdevMaps struct {
 
 func (m *FromNetdevMaps) Close() error {
 	return _FromNetdevClose(
+		m.Advances,
 		m.Backends,
 		m.Classes,
 		m.Conntrack,
@@ -233,6 +239,7 @@ func (m *FromNetdevMaps) Close() error {
 //
 // It can be passed to LoadFromNetdevObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromNetdevVariables struct {
+	AdvanceSize       *ebpf.Variable `ebpf:"advance_size"`
 	DeviceMtu         *ebpf.Variable `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.Variable `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.Variable `ebpf:"have_coarse_clock"`

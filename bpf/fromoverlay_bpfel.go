@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	FromOverlayMapAdvances          = "advances"
 	FromOverlayMapBackends          = "backends"
 	FromOverlayMapClasses           = "classes"
 	FromOverlayMapConntrack         = "conntrack"
@@ -39,6 +40,7 @@ const (
 	FromOverlayMapVerdictRanges     = "verdict_ranges"
 	FromOverlayMapVerdicts          = "verdicts"
 	FromOverlayProgFromOverlay      = "from_overlay"
+	FromOverlayVarAdvanceSize       = "advance_size"
 	FromOverlayVarDeviceMtu         = "device_mtu"
 	FromOverlayVarEncapInBpf        = "encap_in_bpf"
 	FromOverlayVarHaveCoarseClock   = "have_coarse_clock"
@@ -109,6 +111,7 @@ type FromOverlayProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromOverlayMapSpecs struct {
+	Advances      *ebpf.MapSpec `ebpf:"advances"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
@@ -137,6 +140,7 @@ type FromOverlayMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromOverlayVariableSpecs struct {
+	AdvanceSize       *ebpf.VariableSpec `ebpf:"advance_size"`
 	DeviceMtu         *ebpf.VariableSpec `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.VariableSpec `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.VariableSpec `ebpf:"have_coarse_clock"`
@@ -178,6 +182,7 @@ func (o *FromOverlayObjects) Close() error {
 //
 // It can be passed to LoadFromOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromOverlayMaps struct {
+	Advances      *ebpf.Map `ebpf:"advances"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
@@ -204,6 +209,7 @@ type FromOverlayMaps struct {
 
 func (m *FromOverlayMaps) Close() error {
 	return _FromOverlayClose(
+		m.Advances,
 		m.Backends,
 		m.Classes,
 		m.Conntrack,
@@ -233,6 +239,7 @@ func (m *FromOverlayMaps) Close() error {
 //
 // It can be passed to LoadFromOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromOverlayVariables struct {
+	AdvanceSize       *ebpf.Variable `ebpf:"advance_size"`
 	DeviceMtu         *ebpf.Variable `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.Variable `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.Variable `ebpf:"have_coarse_clock"`

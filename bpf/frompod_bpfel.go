@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	FromPodMapAdvances          = "advances"
 	FromPodMapBackends          = "backends"
 	FromPodMapClasses           = "classes"
 	FromPodMapConntrack         = "conntrack"
@@ -39,6 +40,7 @@ const (
 	FromPodMapVerdictRanges     = "verdict_ranges"
 	FromPodMapVerdicts          = "verdicts"
 	FromPodProgFromPod          = "from_pod"
+	FromPodVarAdvanceSize       = "advance_size"
 	FromPodVarDeviceMtu         = "device_mtu"
 	FromPodVarEncapInBpf        = "encap_in_bpf"
 	FromPodVarHaveCoarseClock   = "have_coarse_clock"
@@ -109,6 +111,7 @@ type FromPodProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromPodMapSpecs struct {
+	Advances      *ebpf.MapSpec `ebpf:"advances"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
@@ -137,6 +140,7 @@ type FromPodMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromPodVariableSpecs struct {
+	AdvanceSize       *ebpf.VariableSpec `ebpf:"advance_size"`
 	DeviceMtu         *ebpf.VariableSpec `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.VariableSpec `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.VariableSpec `ebpf:"have_coarse_clock"`
@@ -178,6 +182,7 @@ func (o *FromPodObjects) Close() error {
 //
 // It can be passed to LoadFromPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromPodMaps struct {
+	Advances      *ebpf.Map `ebpf:"advances"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
@@ -204,6 +209,7 @@ type FromPodMaps struct {
 
 func (m *FromPodMaps) Close() error {
 	return _FromPodClose(
+		m.Advances,
 		m.Backends,
 		m.Classes,
 		m.Conntrack,
@@ -233,6 +239,7 @@ func (m *FromPodMaps) Close() error {
 //
 // It can be passed to LoadFromPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromPodVariables struct {
+	AdvanceSize       *ebpf.Variable `ebpf:"advance_size"`
 	DeviceMtu         *ebpf.Variable `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.Variable `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.Variable `ebpf:"have_coarse_clock"`

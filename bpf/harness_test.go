@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -81,6 +82,7 @@ func defaults() map[string]any {
 		"uplink_ifindex": uint32(loopback), "overlay_ifindex": uint32(loopback), "tunnel_port": uint16(vxlanPort),
 		"encap_in_bpf": true, "have_redirect_peer": true, "have_redirect_neigh": true,
 		"masquerade_ipv4": true, "masquerade_ipv6": true, "have_coarse_clock": true, "pod_mtu": uint32(1450),
+		"advance_size": uint32(256),
 	}
 }
 
@@ -226,6 +228,9 @@ func (w *world) reset() {
 		}
 	}
 	clear(w.maps.Maps[bpf.MapsMapConntrack])
+	for id := range uint32(4) {
+		w.put(bpf.MapsMapAdvances, id, bpf.Advance{})
+	}
 	clear(w.maps.Maps[bpf.MapsMapFragments])
 	for _, m := range w.inner {
 		clear(m)
@@ -364,7 +369,7 @@ func (w *world) events() []bpf.Event {
 	}
 }
 
-// conns gives all connections: the answered, and those of one unanswered table.
+// conns gives all connections of a table.
 func (w *world) conns(m *ebpf.Map) map[bpf.FlowKey]bpf.Conn {
 	out := map[bpf.FlowKey]bpf.Conn{}
 	var k bpf.FlowKey
@@ -379,8 +384,53 @@ func (w *world) conns(m *ebpf.Map) map[bpf.FlowKey]bpf.Conn {
 	return out
 }
 
+// answered gives the settled connections.
 func (w *world) answered() map[bpf.FlowKey]bpf.Conn {
-	return w.conns(w.maps.Maps[bpf.MapsMapConntrack])
+	out := w.conns(w.maps.Maps[bpf.MapsMapConntrack])
+	for k, c := range out {
+		if c.Flags&uint16(bpf.MapsConnFlagsCONN_ADVANCED) != 0 {
+			delete(out, k)
+		}
+	}
+	return out
+}
+
+// begun gives the others, of one endpoint: in its own table, or in that of all at its cost. 0 has the pointers.
+func (w *world) begun(endpoint uint32) map[bpf.FlowKey]bpf.Conn {
+	out := w.conns(w.inner[endpoint])
+	for k, c := range w.conns(w.maps.Maps[bpf.MapsMapConntrack]) {
+		of := uint32(c.Endpoint)
+		if c.Flags&uint16(bpf.MapsConnFlagsCONN_POINTER) != 0 {
+			of = 0
+		}
+		if c.Flags&uint16(bpf.MapsConnFlagsCONN_ADVANCED) != 0 && of == endpoint {
+			out[k] = c
+		}
+	}
+	return out
+}
+
+// change writes a connection where it is.
+func (w *world) change(k bpf.FlowKey, c bpf.Conn) {
+	w.t.Helper()
+	for _, m := range w.tables() {
+		if err := m.Update(k, c, ebpf.UpdateExist); err == nil {
+			return
+		}
+	}
+	w.t.Fatalf("no connection %+v", k)
+}
+
+// forget removes a connection, wherever it is.
+func (w *world) forget(k bpf.FlowKey) {
+	for _, m := range w.tables() {
+		_ = m.Delete(k)
+	}
+}
+
+// tables are all in which connections are.
+func (w *world) tables() []*ebpf.Map {
+	return append(slices.Collect(maps.Values(w.inner)), w.maps.Maps[bpf.MapsMapConntrack])
 }
 
 // onOneCPU keeps the test on its thread: per-CPU budgets are one CPU's.

@@ -18,6 +18,14 @@ type MapsAddr struct {
 	B [16]uint8
 }
 
+type MapsAdvance struct {
+	_      structs.HostLayout
+	Window uint32
+	Left   uint32
+	Apart  uint32
+	Pad    uint32
+}
+
 type MapsBackend struct {
 	_     structs.HostLayout
 	Addr  MapsAddr
@@ -60,6 +68,7 @@ const (
 	MapsConnFlagsCONN_STACK       MapsConnFlags = 16
 	MapsConnFlagsCONN_TUNNEL      MapsConnFlags = 32
 	MapsConnFlagsCONN_SETTLED     MapsConnFlags = 128
+	MapsConnFlagsCONN_ADVANCED    MapsConnFlags = 256
 	MapsConnFlagsCONN_CLOSING     MapsConnFlags = 64
 )
 
@@ -471,6 +480,7 @@ type MapsVerdictRangeKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	MapsMapAdvances             = "advances"
 	MapsMapBackends             = "backends"
 	MapsMapClasses              = "classes"
 	MapsMapConntrack            = "conntrack"
@@ -560,6 +570,7 @@ type MapsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MapsMapSpecs struct {
+	Advances      *ebpf.MapSpec `ebpf:"advances"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
@@ -627,6 +638,7 @@ func (o *MapsObjects) Close() error {
 //
 // It can be passed to LoadMapsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MapsMaps struct {
+	Advances      *ebpf.Map `ebpf:"advances"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
@@ -652,6 +664,7 @@ type MapsMaps struct {
 
 func (m *MapsMaps) Close() error {
 	return _MapsClose(
+		m.Advances,
 		m.Backends,
 		m.Classes,
 		m.Conntrack,

@@ -100,8 +100,8 @@ func TestMasquerade(t *testing.T) {
 					again := w.run("from_pod", in.frame())
 					again.expect(t, bpf.MapsReasonFORWARD_TO_NETWORK, redirect, sent.frame())
 					all := w.answered()
-					if len(all) != 2 || len(w.conns(w.inner[0]))+len(w.conns(w.inner[1])) != 0 {
-						t.Errorf("%d settled, %d and %d not", len(all), len(w.conns(w.inner[0])), len(w.conns(w.inner[1])))
+					if len(all) != 2 || len(w.begun(0))+len(w.begun(1)) != 0 {
+						t.Errorf("%d settled, %d and %d not", len(all), len(w.begun(0)), len(w.begun(1)))
 					}
 
 					var x bpf.Event
@@ -306,10 +306,8 @@ func TestReplyAfterEviction(t *testing.T) {
 	in := fromA(out4)
 	w.run("from_pod", in.frame())
 	sent := in.with(func(p *packet) { p.src = node4 })
-	for k := range w.conns(w.inner[1]) {
-		if err := w.inner[1].Delete(k); err != nil {
-			t.Fatal(err)
-		}
+	for k := range w.begun(1) {
+		w.forget(k)
 	}
 	w.run("from_netdev", answer(sent).frame()).expect(t, bpf.MapsReasonDROP_STALE, shot, nil)
 	// The pod's next packet mends it, with the same port.
@@ -323,10 +321,8 @@ func TestPointerEvicted(t *testing.T) {
 	w := newWorld(t, nil)
 	in := fromA(out4)
 	w.run("from_pod", in.frame())
-	for k := range w.conns(w.inner[0]) {
-		if err := w.inner[0].Delete(k); err != nil {
-			t.Fatal(err)
-		}
+	for k := range w.begun(0) {
+		w.forget(k)
 	}
 	w.run("from_pod", in.frame())
 	w.run("from_netdev", answer(in.with(func(p *packet) { p.src = node4 })).frame()).

@@ -44,7 +44,7 @@ func TestMalformed(t *testing.T) {
 			w.t = t
 			w.reset()
 			w.run("from_pod", c.break_(c.in.frame())).expect(t, c.reason, shot, nil)
-			if n := len(w.conns(w.inner[1])); n != 0 {
+			if n := len(w.begun(1)); n != 0 {
 				t.Errorf("%d connections of a packet that makes no sense", n)
 			}
 		})
@@ -104,7 +104,7 @@ func TestExtensionHeaders(t *testing.T) {
 				t.Fatalf("reason %v, want %v", o.reason, c.reason)
 			}
 			if c.reason == bpf.MapsReasonFORWARD_TO_POD {
-				for k := range w.conns(w.inner[1]) {
+				for k := range w.begun(1) {
 					if k.Proto != protoTCP || (k.LoPort != be16(80) && k.HiPort != be16(80)) {
 						t.Errorf("recorded as %+v", k)
 					}

@@ -293,7 +293,7 @@ func TestForgottenTCP(t *testing.T) {
 	t.Run("in the middle of an answer", func(t *testing.T) {
 		prepare(t)
 		w.run("from_pod", answers.frame()).expect(t, bpf.MapsReasonFORWARD_TO_POD, redirect, nil)
-		for k, c := range w.conns(w.inner[1]) {
+		for k, c := range w.begun(1) {
 			fromHi := bpf.MapsConnFlags(c.Flags)&bpf.MapsConnFlagsCONN_FROM_HI != 0
 			if hiIsB := k.Hi == bpf.AddrFrom(podB4); fromHi != hiIsB || c.Identity != idB {
 				t.Errorf("begun by %d, from hi %v", c.Identity, fromHi)

@@ -66,6 +66,7 @@ func TestSizes(t *testing.T) {
 		bpf.MapsMapNodes:         {size(bpf.Addr{}), size(bpf.Node{})},
 		bpf.MapsMapDevices:       {4, size(bpf.Device{})},
 		bpf.MapsMapConntrack:     {size(bpf.FlowKey{}), size(bpf.Conn{})},
+		bpf.MapsMapAdvances:      {4, size(bpf.Advance{})},
 		bpf.MapsMapPolicies:      {4, size(bpf.Policy{})},
 		bpf.MapsMapVerdicts:      {size(bpf.VerdictKey{}), size(bpf.VerdictEntry{})},
 		bpf.MapsMapVerdictRanges: {size(bpf.VerdictRangeKey{}), size(bpf.VerdictEntry{})},

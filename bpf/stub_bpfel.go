@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	StubMapAdvances      = "advances"
 	StubMapBackends      = "backends"
 	StubMapClasses       = "classes"
 	StubMapConntrack     = "conntrack"
@@ -90,6 +91,7 @@ type StubProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type StubMapSpecs struct {
+	Advances      *ebpf.MapSpec `ebpf:"advances"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
@@ -140,6 +142,7 @@ func (o *StubObjects) Close() error {
 //
 // It can be passed to LoadStubObjects or ebpf.CollectionSpec.LoadAndAssign.
 type StubMaps struct {
+	Advances      *ebpf.Map `ebpf:"advances"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
@@ -165,6 +168,7 @@ type StubMaps struct {
 
 func (m *StubMaps) Close() error {
 	return _StubClose(
+		m.Advances,
 		m.Backends,
 		m.Classes,
 		m.Conntrack,

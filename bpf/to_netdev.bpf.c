@@ -65,7 +65,7 @@ static __always_inline int own(struct __sk_buff *skb, struct pkt *p)
 
 	p->src_identity = IDENTITY_HOST;
 	flow_name(&p->key, &p->t);
-	c = conn_find(&p->key, 0, 0);
+	c = conn_find(&p->key, 0, 0, p->now);
 	if (c && c->flags & CONN_POINTER && !conn_over(c, p->t.proto, p->now)) {
 		/* A pod has the name: another port for the host. */
 		p->t.zone = ZONE_HOST;

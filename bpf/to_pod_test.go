@@ -54,7 +54,7 @@ func TestToPod(t *testing.T) {
 					return
 				}
 				o.expect(t, c.reason, next, in.frame())
-				conns := w.conns(w.inner[1])
+				conns := w.begun(1)
 				if len(conns) != 1 {
 					t.Fatalf("%d connections", len(conns))
 				}

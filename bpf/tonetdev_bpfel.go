@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	ToNetdevMapAdvances          = "advances"
 	ToNetdevMapBackends          = "backends"
 	ToNetdevMapClasses           = "classes"
 	ToNetdevMapConntrack         = "conntrack"
@@ -39,6 +40,7 @@ const (
 	ToNetdevMapVerdictRanges     = "verdict_ranges"
 	ToNetdevMapVerdicts          = "verdicts"
 	ToNetdevProgToNetdev         = "to_netdev"
+	ToNetdevVarAdvanceSize       = "advance_size"
 	ToNetdevVarDeviceMtu         = "device_mtu"
 	ToNetdevVarEncapInBpf        = "encap_in_bpf"
 	ToNetdevVarHaveCoarseClock   = "have_coarse_clock"
@@ -109,6 +111,7 @@ type ToNetdevProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToNetdevMapSpecs struct {
+	Advances      *ebpf.MapSpec `ebpf:"advances"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
@@ -137,6 +140,7 @@ type ToNetdevMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToNetdevVariableSpecs struct {
+	AdvanceSize       *ebpf.VariableSpec `ebpf:"advance_size"`
 	DeviceMtu         *ebpf.VariableSpec `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.VariableSpec `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.VariableSpec `ebpf:"have_coarse_clock"`
@@ -178,6 +182,7 @@ func (o *ToNetdevObjects) Close() error {
 //
 // It can be passed to LoadToNetdevObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToNetdevMaps struct {
+	Advances      *ebpf.Map `ebpf:"advances"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
@@ -204,6 +209,7 @@ type ToNetdevMaps struct {
 
 func (m *ToNetdevMaps) Close() error {
 	return _ToNetdevClose(
+		m.Advances,
 		m.Backends,
 		m.Classes,
 		m.Conntrack,
@@ -233,6 +239,7 @@ func (m *ToNetdevMaps) Close() error {
 //
 // It can be passed to LoadToNetdevObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToNetdevVariables struct {
+	AdvanceSize       *ebpf.Variable `ebpf:"advance_size"`
 	DeviceMtu         *ebpf.Variable `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.Variable `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.Variable `ebpf:"have_coarse_clock"`

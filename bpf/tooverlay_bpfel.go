@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	ToOverlayMapAdvances          = "advances"
 	ToOverlayMapBackends          = "backends"
 	ToOverlayMapClasses           = "classes"
 	ToOverlayMapConntrack         = "conntrack"
@@ -39,6 +40,7 @@ const (
 	ToOverlayMapVerdictRanges     = "verdict_ranges"
 	ToOverlayMapVerdicts          = "verdicts"
 	ToOverlayProgToOverlay        = "to_overlay"
+	ToOverlayVarAdvanceSize       = "advance_size"
 	ToOverlayVarDeviceMtu         = "device_mtu"
 	ToOverlayVarEncapInBpf        = "encap_in_bpf"
 	ToOverlayVarHaveCoarseClock   = "have_coarse_clock"
@@ -109,6 +111,7 @@ type ToOverlayProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToOverlayMapSpecs struct {
+	Advances      *ebpf.MapSpec `ebpf:"advances"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
@@ -137,6 +140,7 @@ type ToOverlayMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToOverlayVariableSpecs struct {
+	AdvanceSize       *ebpf.VariableSpec `ebpf:"advance_size"`
 	DeviceMtu         *ebpf.VariableSpec `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.VariableSpec `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.VariableSpec `ebpf:"have_coarse_clock"`
@@ -178,6 +182,7 @@ func (o *ToOverlayObjects) Close() error {
 //
 // It can be passed to LoadToOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToOverlayMaps struct {
+	Advances      *ebpf.Map `ebpf:"advances"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
@@ -204,6 +209,7 @@ type ToOverlayMaps struct {
 
 func (m *ToOverlayMaps) Close() error {
 	return _ToOverlayClose(
+		m.Advances,
 		m.Backends,
 		m.Classes,
 		m.Conntrack,
@@ -233,6 +239,7 @@ func (m *ToOverlayMaps) Close() error {
 //
 // It can be passed to LoadToOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToOverlayVariables struct {
+	AdvanceSize       *ebpf.Variable `ebpf:"advance_size"`
 	DeviceMtu         *ebpf.Variable `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.Variable `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.Variable `ebpf:"have_coarse_clock"`

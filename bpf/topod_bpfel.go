@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	ToPodMapAdvances          = "advances"
 	ToPodMapBackends          = "backends"
 	ToPodMapClasses           = "classes"
 	ToPodMapConntrack         = "conntrack"
@@ -39,6 +40,7 @@ const (
 	ToPodMapVerdictRanges     = "verdict_ranges"
 	ToPodMapVerdicts          = "verdicts"
 	ToPodProgToPod            = "to_pod"
+	ToPodVarAdvanceSize       = "advance_size"
 	ToPodVarDeviceMtu         = "device_mtu"
 	ToPodVarEncapInBpf        = "encap_in_bpf"
 	ToPodVarHaveCoarseClock   = "have_coarse_clock"
@@ -109,6 +111,7 @@ type ToPodProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToPodMapSpecs struct {
+	Advances      *ebpf.MapSpec `ebpf:"advances"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
@@ -137,6 +140,7 @@ type ToPodMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToPodVariableSpecs struct {
+	AdvanceSize       *ebpf.VariableSpec `ebpf:"advance_size"`
 	DeviceMtu         *ebpf.VariableSpec `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.VariableSpec `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.VariableSpec `ebpf:"have_coarse_clock"`
@@ -178,6 +182,7 @@ func (o *ToPodObjects) Close() error {
 //
 // It can be passed to LoadToPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToPodMaps struct {
+	Advances      *ebpf.Map `ebpf:"advances"`
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
@@ -204,6 +209,7 @@ type ToPodMaps struct {
 
 func (m *ToPodMaps) Close() error {
 	return _ToPodClose(
+		m.Advances,
 		m.Backends,
 		m.Classes,
 		m.Conntrack,
@@ -233,6 +239,7 @@ func (m *ToPodMaps) Close() error {
 //
 // It can be passed to LoadToPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToPodVariables struct {
+	AdvanceSize       *ebpf.Variable `ebpf:"advance_size"`
 	DeviceMtu         *ebpf.Variable `ebpf:"device_mtu"`
 	EncapInBpf        *ebpf.Variable `ebpf:"encap_in_bpf"`
 	HaveCoarseClock   *ebpf.Variable `ebpf:"have_coarse_clock"`

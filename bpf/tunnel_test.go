@@ -116,7 +116,7 @@ func TestDecap(t *testing.T) {
 					if o.target != loopback {
 						t.Errorf("to %d", o.target)
 					}
-					for _, conn := range w.conns(w.inner[1]) {
+					for _, conn := range w.begun(1) {
 						if conn.Identity != c.vni || bpf.MapsConnFlags(conn.Flags)&bpf.MapsConnFlagsCONN_TUNNEL == 0 {
 							t.Errorf("recorded as %+v", conn)
 						}
@@ -195,12 +195,12 @@ func TestIdentityChanges(t *testing.T) {
 	outer, inner := fromFar(podA4)
 	for _, vni := range []uint32{idPending, idFar} {
 		w.run("from_netdev", outer.vxlan(vni, inner.frame()))
-		for k, c := range w.conns(w.inner[1]) {
+		for k, c := range w.begun(1) {
 			if c.Identity != vni || c.Side[1].Verdict != 1 {
 				t.Errorf("with VNI %d: %+v", vni, c)
 			}
 			c.Side[1].Generation = 1
-			_ = w.inner[1].Put(k, c)
+			w.change(k, c)
 		}
 	}
 }
@@ -294,7 +294,7 @@ func TestNative(t *testing.T) {
 				sport: 5, dport: 80, flags: syn}
 			w.run("from_netdev", in.frame()).expect(t, bpf.MapsReasonFORWARD_TO_POD, redirect,
 				in.with(func(p *packet) { p.smac, p.dmac, p.ttl = hostMAC, podMAC, 1 }).frame())
-			for _, c := range w.conns(w.inner[1]) {
+			for _, c := range w.begun(1) {
 				if c.Identity != identity {
 					t.Errorf("%v is %d, want %d", src, c.Identity, identity)
 				}

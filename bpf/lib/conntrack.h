@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * This file remembers connections: one entry each, found from both directions.
- * Until it is settled it lives in the small table of the pod that it concerns,
- * where a flood evicts only its own; then it moves to `conntrack`. An answer
- * settles it, but for TCP: whoever floods gets answers too, SYN ACK or RST, and
- * only a connection in earnest is acknowledged by the side that began it.
+ * A pod has an advance: so many of its connections begin in `conntrack`, the
+ * table of all, and stay there when they are settled. What a pod begins beyond
+ * that lives in its own small table until it is settled, where a flood evicts
+ * only its own. An answer settles a connection, but for TCP: whoever floods
+ * gets answers too, SYN ACK or RST, and only a connection in earnest is
+ * acknowledged by the side that began it.
  *
  * The order in a program: flow_open() finds or makes the entry, policy judges
  * it, flow_seen() writes what the packet changed. So a refused packet neither
@@ -72,12 +74,70 @@ static __always_inline bool conn_over(const struct conn *c, __u8 proto,
 	return age > LIFETIME_OTHER;
 }
 
-static __always_inline struct conn *unanswered_find(__u32 table,
-						    const struct flow_key *k)
+static __always_inline bool in_table_of_all(const struct conn *c)
 {
-	void *inner = bpf_map_lookup_elem(&unanswered, &table);
+	return c->flags & (CONN_SETTLED | CONN_ADVANCED);
+}
 
-	return inner ? bpf_map_lookup_elem(inner, k) : NULL;
+/*
+ * The pod's advance. A new map knows nothing of the small tables, which another
+ * program may have filled a moment ago.
+ */
+static __always_inline struct advance *advance_of(__u32 endpoint, __u32 now)
+{
+	struct advance *a = bpf_map_lookup_elem(&advances, &endpoint);
+
+	if (a && unlikely(!a->window)) {
+		a->apart = now;
+		a->left = advance_size << (endpoint ? 0 : 4);
+		a->window = now ?: 1;
+	}
+	return a;
+}
+
+/* Takes one of the pod's advance; false: it has none left, and the small table is in use from now on. */
+static __always_inline bool advance_take(__u32 endpoint, __u32 now)
+{
+	struct advance *a = advance_of(endpoint, now);
+
+	if (!advance_size || !a)
+		return false;
+	if (now - a->window >= LIFETIME_UNANSWERED) {
+		a->window = now ?: 1;
+		a->left = advance_size << (endpoint ? 0 : 4);
+	}
+	if (!a->left) {
+		a->apart = now;
+		return false;
+	}
+	a->left--;
+	return true;
+}
+
+static __always_inline void advance_return(__u32 endpoint)
+{
+	struct advance *a = bpf_map_lookup_elem(&advances, &endpoint);
+
+	if (a && a->left < advance_size << (endpoint ? 0 : 4))
+		a->left++;
+}
+
+/* Looks in a small table, unless nothing can be there. */
+static __always_inline struct conn *unanswered_find(__u32 table,
+						    const struct flow_key *k,
+						    __u32 now)
+{
+	struct advance *a = advance_of(table, now);
+	struct conn *c;
+	void *inner;
+
+	if (advance_size && a && now - a->apart > LIFETIME_UNANSWERED)
+		return NULL;
+	inner = bpf_map_lookup_elem(&unanswered, &table);
+	c = inner ? bpf_map_lookup_elem(inner, k) : NULL;
+	if (c && a)
+		a->apart = now;
+	return c;
 }
 
 static __always_inline long unanswered_put(__u32 table, const struct flow_key *k,
@@ -98,19 +158,19 @@ static __always_inline void unanswered_drop(__u32 table,
 }
 
 /*
- * Looks where a connection with this name may be: among the answered, then in
- * the tables of the two sides.
+ * Looks where a connection with this name may be: in the table of all, then in
+ * those of the two sides.
  */
 static __always_inline struct conn *conn_find(const struct flow_key *k,
-					      __u32 a, __u32 b)
+					      __u32 a, __u32 b, __u32 now)
 {
 	struct conn *c = bpf_map_lookup_elem(&conntrack, k);
 
 	if (c)
 		return c;
-	c = unanswered_find(a, k);
+	c = unanswered_find(a, k, now);
 	if (!c && b != a)
-		c = unanswered_find(b, k);
+		c = unanswered_find(b, k, now);
 	return c;
 }
 
@@ -149,13 +209,17 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 
 	p->hi = flow_name(&p->key, t);
 	/* Who accepts is told of in the other's table. */
-	c = conn_find(&p->key, answer ? other : mine, answer ? mine : other);
+	c = conn_find(&p->key, answer ? other : mine, answer ? mine : other,
+		      p->now);
 	if (!c)
 		return NULL;
 	if (unlikely(conn_ended(c, p))) {
-		bpf_map_delete_elem(&conntrack, &p->key);
-		unanswered_drop(mine, &p->key);
-		unanswered_drop(other, &p->key);
+		if (in_table_of_all(c)) {
+			bpf_map_delete_elem(&conntrack, &p->key);
+		} else {
+			unanswered_drop(mine, &p->key);
+			unanswered_drop(other, &p->key);
+		}
 		return NULL;
 	}
 	p->reply = p->hi != !!(c->flags & CONN_FROM_HI);
@@ -163,8 +227,8 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 }
 
 /*
- * Begins a connection in the direction of the packet, in the table of a pod.
- * NULL: it could not be recorded.
+ * Begins a connection in the direction of the packet, for a pod. NULL: it could
+ * not be recorded.
  */
 static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 flags)
 {
@@ -174,19 +238,34 @@ static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 fla
 		.identity = p->src_identity,
 		.flags = flags | (p->hi ? CONN_FROM_HI : 0),
 	};
-	void *table = bpf_map_lookup_elem(&unanswered, &home);
+	void *table;
 
+	if (advance_take(home, p->now)) {
+		c.flags |= CONN_ADVANCED;
+		if (bpf_map_update_elem(&conntrack, &p->key, &c, BPF_ANY))
+			return NULL;
+		return bpf_map_lookup_elem(&conntrack, &p->key);
+	}
+	table = bpf_map_lookup_elem(&unanswered, &home);
 	if (!table || bpf_map_update_elem(table, &p->key, &c, BPF_ANY))
 		return NULL;
 	return bpf_map_lookup_elem(table, &p->key);
 }
 
-/* In earnest now: from the small table to that of all. */
+/* In earnest now: in the table of all, and no longer of anybody's advance. home is the small table where it may be. */
 static __subprogram struct conn *conn_settle(const struct flow_key *k,
-					     const struct conn *c, __u32 home)
+					     struct conn *c, __u32 home)
 {
-	struct conn copy = *c;
+	struct conn copy;
 
+	if (c->flags & CONN_ADVANCED) {
+		c->flags = (c->flags | CONN_ANSWERED | CONN_SETTLED) &
+			   ~CONN_ADVANCED;
+		if (!(c->flags & CONN_POINTER))
+			advance_return(c->endpoint);
+		return c;
+	}
+	copy = *c;
 	copy.flags |= CONN_ANSWERED | CONN_SETTLED;
 	if (bpf_map_update_elem(&conntrack, k, &copy, BPF_ANY))
 		return NULL;

@@ -73,7 +73,7 @@ struct {
 	__type(value, struct device);
 } devices SEC(".maps");
 
-/* Answered connections of both families. Written by programs; aged by the agent; *max_entries. */
+/* Connections of both families: the settled ones, and as many others as `advances` grants. Written by programs; aged by the agent; *max_entries. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 262144);
@@ -81,7 +81,7 @@ struct {
 	__type(value, struct conn);
 } conntrack SEC(".maps");
 
-/* One table of an endpoint's unanswered flows: a flood evicts its own. *max_entries. */
+/* One table of an endpoint's unanswered flows beyond its advance: a flood evicts its own. *max_entries. */
 struct unanswered_table {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
@@ -99,6 +99,14 @@ struct {
 	__type(key, __u32);
 	__array(values, struct unanswered_table);
 } unanswered SEC(".maps");
+
+/* Endpoint id -> what it may still begin in `conntrack`. Written by programs; emptied by the agent before it loads others. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_ENDPOINTS);
+	__type(key, __u32);
+	__type(value, struct advance);
+} advances SEC(".maps");
 
 /* Fragmented packet -> ports, from its first fragment. Written by programs. */
 struct {

@@ -86,6 +86,20 @@ static __always_inline bool host_uses_port(struct __sk_buff *skb,
 	return true;
 }
 
+/* Records a pointer, unless the name is taken. Returns 0 or an error. */
+static __always_inline long pointer_put(const struct flow_key *k,
+					const struct conn *pointer, __u32 now)
+{
+	struct advance *a;
+
+	if (in_table_of_all(pointer))
+		return bpf_map_update_elem(&conntrack, k, pointer, BPF_NOEXIST);
+	a = advance_of(0, now);
+	if (a)
+		a->apart = now;
+	return unanswered_put(0, k, pointer, BPF_NOEXIST);
+}
+
 /*
  * Finds a port on addr for the connection c named t and records both. Keeps
  * the source port where it is free and in the range; else probes from a random
@@ -100,7 +114,11 @@ static __subprogram int nat_take(struct __sk_buff *skb, const struct tuple *t,
 	struct conn pointer = {};
 
 	pointer.seen = now;
-	pointer.flags = CONN_POINTER;
+	/* It lives where its connection lives. */
+	if (in_table_of_all(c))
+		pointer.flags = CONN_POINTER | CONN_ADVANCED;
+	else
+		pointer.flags = CONN_POINTER;
 	pointer.endpoint = c->endpoint;
 	pointer.addr = t->saddr;
 	pointer.port = t->sport;
@@ -118,7 +136,7 @@ static __subprogram int nat_take(struct __sk_buff *skb, const struct tuple *t,
 			taken = NULL;
 		}
 		if (!taken) {
-			taken = unanswered_find(zero, &key);
+			taken = unanswered_find(zero, &key, now);
 			if (taken && conn_over(taken, t->proto, now)) {
 				unanswered_drop(zero, &key);
 				taken = NULL;
@@ -133,7 +151,7 @@ static __subprogram int nat_take(struct __sk_buff *skb, const struct tuple *t,
 			goto found;
 		}
 		if (!taken && !host_uses_port(skb, t, addr, bpf_htons(port)) &&
-		    !unanswered_put(zero, &key, &pointer, BPF_NOEXIST))
+		    !pointer_put(&key, &pointer, now))
 			goto found;
 		port = nat_port_min + (port - nat_port_min + 1 +
 				       bpf_get_prandom_u32() % 61) % range;
@@ -157,7 +175,7 @@ static __subprogram int nat_refresh(const struct tuple *t, const struct conn *c,
 	struct conn pointer = {}, *known;
 
 	nat_name(&key, t, &c->addr, c->port);
-	known = conn_find(&key, 0, 0);
+	known = conn_find(&key, 0, 0, now);
 	if (known) {
 		if (!(known->flags & CONN_POINTER) ||
 		    !addr_equal(&known->addr, &t->saddr) ||
@@ -171,14 +189,12 @@ static __subprogram int nat_refresh(const struct tuple *t, const struct conn *c,
 	}
 	pointer.seen = now;
 	pointer.flags = CONN_POINTER |
-			(c->flags & (CONN_CLOSING | CONN_ANSWERED | CONN_SETTLED));
+			(c->flags & (CONN_CLOSING | CONN_ANSWERED |
+				     CONN_SETTLED | CONN_ADVANCED));
 	pointer.endpoint = c->endpoint;
 	pointer.addr = t->saddr;
 	pointer.port = t->sport;
-	if (c->flags & CONN_SETTLED)
-		bpf_map_update_elem(&conntrack, &key, &pointer, BPF_NOEXIST);
-	else
-		unanswered_put(0, &key, &pointer, BPF_NOEXIST);
+	pointer_put(&key, &pointer, now);
 	return 0;
 }
 

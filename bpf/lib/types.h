@@ -163,7 +163,8 @@ enum conn_flags {
 	CONN_MASQUERADED = 1 << 3,	/* addr and port are the source that the other side sees */
 	CONN_STACK = 1 << 4,		/* crossed the host's stack: replies do too */
 	CONN_TUNNEL = 1 << 5,		/* came through the tunnel: replies do too */
-	CONN_SETTLED = 1 << 7,		/* in the table of all: TCP whose beginner spoke again after the answer, others answered */
+	CONN_SETTLED = 1 << 7,		/* in earnest: TCP whose beginner spoke again after the answer, others answered */
+	CONN_ADVANCED = 1 << 8,		/* not settled, and in the table of all: one of its pod's advance */
 	CONN_CLOSING = 1 << 6,		/* FIN both ways, or RST */
 };
 
@@ -341,6 +342,17 @@ struct service_name {
 	__u32 pad;
 };
 
+/*
+ * How many connections of a pod may begin in the table of all: one that is
+ * settled gives its place back, and a window of LIFETIME_UNANSWERED gives all.
+ */
+struct advance {
+	__u32 window;		/* tick in which the window began, never 0 but in a new map */
+	__u32 left;
+	__u32 apart;		/* tick in which one was last begun, or found, in the pod's own table */
+	__u32 pad;
+};
+
 /* Slots of `metrics` beside the reasons: events that were not sent. */
 enum metric_slot {
 	METRIC_EVENTS_LIMITED = 254,	/* over the reason's rate */
@@ -425,6 +437,7 @@ _Static_assert(sizeof(struct prefix_key) == 20, "prefix_key");
 _Static_assert(sizeof(struct device) == 48, "device");
 _Static_assert(sizeof(struct flow_key) == 40, "flow_key");
 _Static_assert(sizeof(struct conn) == 72, "conn");
+_Static_assert(sizeof(struct advance) == 16, "advance");
 _Static_assert(sizeof(struct policy_side) == sizeof(__u64), "policy_side");
 _Static_assert(sizeof(struct policy) == 16, "policy");
 _Static_assert(sizeof(struct verdict_key) == 12, "verdict_key");

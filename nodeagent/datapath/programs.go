@@ -252,6 +252,9 @@ func (p *programs) flip(consts constants) error {
 		}
 		changes = append(changes, change{target.Hook, target.Name, got[target.Name], pin})
 	}
+	if err := p.forgetAdvances(); err != nil {
+		return err
+	}
 	hooks := p.maps.open[bpf.MapsMapHooks]
 	if p.maps.changesOver(bpf.MapsMapConntrack) {
 		// What comes from outside first: only from_netdev can look into both tables, and until the others are changed
@@ -281,6 +284,18 @@ func (p *programs) flip(consts constants) error {
 		}
 	}
 	p.loaded = maps.Clone(consts)
+	return nil
+}
+
+// forgetAdvances makes programs look into the small tables again: those that are in force until now may have filled
+// them without a word. Who runs meanwhile begins his windows anew.
+func (p *programs) forgetAdvances() error {
+	advances := p.maps.open[bpf.MapsMapAdvances]
+	for id := range advances.MaxEntries() {
+		if err := advances.Put(id, bpf.Advance{}); err != nil {
+			return fmt.Errorf("empty the advance of endpoint %d: %w", id, err)
+		}
+	}
 	return nil
 }
 

@@ -129,6 +129,13 @@ func readers(now uint32) map[string]reader {
 		bpf.MapsMapConntrack:  of(func(k *bpf.FlowKey, v *bpf.Conn) []any { return connection(k, v, now) }, connColumns...),
 		bpf.MapsMapUnanswered: of(func(k *bpf.FlowKey, v *bpf.Conn) []any { return connection(k, v, now) }, connColumns...),
 
+		bpf.MapsMapAdvances: of(func(k *uint32, v *bpf.Advance) []any {
+			if *v == (bpf.Advance{}) {
+				return nil // nothing began there
+			}
+			return []any{number(*k), number(v.Left), ticks(int32(now - v.Window)), ticks(int32(now - v.Apart))}
+		}, col("endpoint", maptable.Endpoint), col("left", maptable.Number), col("window", maptable.Text), col("apart", maptable.Text)),
+
 		bpf.MapsMapFragments: of(func(k *bpf.FragmentKey, v *bpf.Fragment) []any {
 			return []any{flow.ProtocolName(k.Proto), addrPort(k.Saddr, v.Sport), addrPort(k.Daddr, v.Dport),
 				fmt.Sprintf("0x%08x", binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, k.Id))), ticks(int32(now - v.Seen))}
@@ -342,7 +349,7 @@ func connection(k *bpf.FlowKey, v *bpf.Conn, now uint32) []any {
 		as = addrPort(v.Addr, v.Port)
 	}
 	set := flags(uint32(v.Flags)&^uint32(bpf.MapsConnFlagsCONN_FROM_HI),
-		flagName{uint32(bpf.MapsConnFlagsCONN_ANSWERED), "ANSWERED"}, flagName{uint32(bpf.MapsConnFlagsCONN_SETTLED), "SETTLED"}, flagName{uint32(bpf.MapsConnFlagsCONN_POINTER), "TRANSLATED"},
+		flagName{uint32(bpf.MapsConnFlagsCONN_ANSWERED), "ANSWERED"}, flagName{uint32(bpf.MapsConnFlagsCONN_SETTLED), "SETTLED"}, flagName{uint32(bpf.MapsConnFlagsCONN_ADVANCED), "ADVANCED"}, flagName{uint32(bpf.MapsConnFlagsCONN_POINTER), "TRANSLATED"},
 		flagName{uint32(bpf.MapsConnFlagsCONN_MASQUERADED), "MASQUERADED"}, flagName{uint32(bpf.MapsConnFlagsCONN_STACK), "STACK"},
 		flagName{uint32(bpf.MapsConnFlagsCONN_TUNNEL), "TUNNEL"}, flagName{uint32(bpf.MapsConnFlagsCONN_CLOSING), "CLOSING"})
 	return []any{flow.ProtocolName(k.Proto), from, to, number(v.Identity), number(v.Endpoint), ticks(int32(now - v.Seen)),

@@ -145,7 +145,7 @@ func (p *plugin) completeNode(c *cobra.Command, args []string, _ string) ([]stri
 // mapNames are the maps that can be dumped.
 func mapNames() []string {
 	names := []string{
-		bpf.MapsMapBackends, bpf.MapsMapConntrack, bpf.MapsMapDevices, bpf.MapsMapEndpoints, bpf.MapsMapFragments, bpf.MapsMapHooks,
+		bpf.MapsMapAdvances, bpf.MapsMapBackends, bpf.MapsMapConntrack, bpf.MapsMapDevices, bpf.MapsMapEndpoints, bpf.MapsMapFragments, bpf.MapsMapHooks,
 		bpf.MapsMapLiveSettings, bpf.MapsMapMetrics, bpf.MapsMapNodes, bpf.MapsMapPeers, bpf.MapsMapPodInterfaces, bpf.MapsMapPrefixes,
 		bpf.MapsMapServiceNames, bpf.MapsMapServices, bpf.MapsMapUnanswered,
 		bpf.MapsMapClasses, bpf.MapsMapPolicies, bpf.MapsMapVerdictRanges, bpf.MapsMapVerdicts,

@@ -470,7 +470,7 @@ func (out *Summary) lease(s *Snapshot, node string) {
 // arrays have every entry from the beginning: their fill means nothing.
 var arrays = map[string]bool{
 	bpf.MapsMapMetrics: true, bpf.MapsMapLiveSettings: true, bpf.MapsMapHooks: true, bpf.MapsMapDropBudgets: true,
-	bpf.MapsMapPolicies: true,
+	bpf.MapsMapPolicies: true, bpf.MapsMapAdvances: true,
 }
 
 // mapFull is the fill from which on a map is worth a warning.
