@@ -207,6 +207,7 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 
 	bool answer = (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 
+	p->ended = false;
 	p->hi = flow_name(&p->key, t);
 	/* Who accepts is told of in the other's table. */
 	c = conn_find(&p->key, answer ? other : mine, answer ? mine : other,
@@ -215,7 +216,8 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 		return NULL;
 	if (unlikely(conn_ended(c, p))) {
 		if (in_table_of_all(c)) {
-			bpf_map_delete_elem(&conntrack, &p->key);
+			/* Its entry may serve the next: see flow_begin(). */
+			p->ended = true;
 		} else {
 			unanswered_drop(mine, &p->key);
 			unanswered_drop(other, &p->key);
@@ -224,6 +226,18 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 	}
 	p->reply = p->hi != !!(c->flags & CONN_FROM_HI);
 	return c;
+}
+
+/*
+ * What was judged is void. Before anything else of an entry changes: a packet on
+ * another CPU must not take the verdicts of one direction for those of the other.
+ */
+static __always_inline void conn_unjudge(struct conn *c)
+{
+	c->side[0].verdict = VERDICT_NONE;
+	c->side[1].verdict = VERDICT_NONE;
+	/* Atomic, so also a barrier. */
+	__sync_fetch_and_and(&c->pad, 0);
 }
 
 /*
@@ -238,14 +252,24 @@ static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 fla
 		.identity = p->src_identity,
 		.flags = flags | (p->hi ? CONN_FROM_HI : 0),
 	};
+	struct conn *of_all;
 	void *table;
 
 	if (advance_take(home, p->now)) {
 		c.flags |= CONN_ADVANCED;
+		/* To write over what is there costs a third of taking it out and putting another in. */
+		of_all = p->ended ? bpf_map_lookup_elem(&conntrack, &p->key) : NULL;
+		if (of_all) {
+			conn_unjudge(of_all);
+			*of_all = c;
+			return of_all;
+		}
 		if (bpf_map_update_elem(&conntrack, &p->key, &c, BPF_ANY))
 			return NULL;
 		return bpf_map_lookup_elem(&conntrack, &p->key);
 	}
+	if (p->ended)
+		bpf_map_delete_elem(&conntrack, &p->key);
 	table = bpf_map_lookup_elem(&unanswered, &home);
 	if (!table || bpf_map_update_elem(table, &p->key, &c, BPF_ANY))
 		return NULL;

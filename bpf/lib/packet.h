@@ -121,6 +121,7 @@ struct pkt {
 	bool masquerade;
 	bool tunnel;		/* goes to, or came from, node */
 	bool judged;		/* policy was asked, not only remembered */
+	bool ended;		/* an entry of key is in the table of all, and its connection is over */
 	bool stack;		/* the connection crosses the host's stack */
 };
 

@@ -294,11 +294,10 @@ static __always_inline void judged_sides(struct pkt *p, struct conn *c,
 /* The other end began it. */
 static __always_inline void turn(struct pkt *p, struct conn *c)
 {
+	conn_unjudge(c);
 	c->flags ^= CONN_FROM_HI;
 	p->reply = !p->reply;
 	c->identity = p->reply ? p->dst_identity : p->src_identity;
-	c->side[0].verdict = VERDICT_NONE;
-	c->side[1].verdict = VERDICT_NONE;
 }
 
 /*
