@@ -140,3 +140,48 @@ func TestManyPrefixes(t *testing.T) {
 		t.Errorf("%d entries", len(in.Entries))
 	}
 }
+
+// manyExcepts is an ipBlock with n exceptions, of several lengths, some prefixes around them, and as many as a quarter
+// beside them.
+func manyExcepts(n int) []PeerSelector {
+	b := Block{CIDR: netip.MustParsePrefix("10.0.0.0/8")}
+	for i := range n {
+		b.Except = append(b.Except, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 14), byte(i >> 6), byte(i << 2)}), 30+i%3))
+	}
+	peers := []PeerSelector{b, Block{CIDR: netip.MustParsePrefix("10.1.0.0/16")}, Block{CIDR: netip.MustParsePrefix("2001:db8::/32")}}
+	for i := range n / 4 {
+		peers = append(peers, Block{CIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 200, byte(i >> 8), byte(i)}), 32)})
+	}
+	return peers
+}
+
+// withExcepts brings a policy of n exceptions into force, in the order in which an agent writes, and says how many
+// prefixes it has.
+func withExcepts(tb testing.TB, n int) int {
+	e, s := NewEngine(), Subject{Labels: podLabels("a", nil)}
+	if err := e.SetPolicy(Ref{KindNetworkPolicy, "a", "around"}, []Rule{{Tier: Normal, Verdict: Allow, Direction: Ingress, AnyPort: true, Path: "spec.ingress[0]",
+		Peers: []PeerSelector{Block{CIDR: netip.MustParsePrefix("0.0.0.0/0")}}}}); err != nil {
+		tb.Fatal(err)
+	}
+	settle := func() {
+		for again := true; again; again = e.ClassesInForce(e.Classes()) {
+			e.Tables(s)
+		}
+	}
+	settle()
+	if err := e.SetPolicy(Ref{KindNetworkPolicy, "a", "p"}, []Rule{{Tier: Normal, Verdict: Allow, Direction: Ingress, AnyPort: true, Peers: manyExcepts(n), Path: "spec.ingress[0]"}}); err != nil {
+		tb.Fatal(err)
+	}
+	settle()
+	if e.Waiting() {
+		tb.Fatal("waits")
+	}
+	return len(e.Classes())
+}
+
+// A policy of 20,000 exceptions, from nothing to in force.
+func BenchmarkManyExcepts(b *testing.B) {
+	for b.Loop() {
+		withExcepts(b, 20000)
+	}
+}

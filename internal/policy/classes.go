@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 )
@@ -20,13 +21,15 @@ type classes struct {
 	known   map[netip.Prefix]struct{}
 	numbers map[netip.Prefix]Peer
 	holders map[Peer]netip.Prefix
+	// changes counts what makes known or numbers another set; never 0.
+	changes uint64
 	// sorted holds the prefixes of numbers by address, then length, so that what lies inside a prefix is one stretch;
 	// nil: to be made.
 	sorted []netip.Prefix
 }
 
 func newClasses() classes {
-	return classes{named: map[netip.Prefix]int{}, numbers: map[netip.Prefix]Peer{}, holders: map[Peer]netip.Prefix{}}
+	return classes{changes: 1, named: map[netip.Prefix]int{}, numbers: map[netip.Prefix]Peer{}, holders: map[Peer]netip.Prefix{}}
 }
 
 // name returns true when the prefix is new.
@@ -54,6 +57,7 @@ func (c *classes) add(p netip.Prefix) bool {
 			continue
 		}
 		c.numbers[p], c.holders[n], c.sorted = n, p, nil
+		c.changes++
 		return true
 	}
 }
@@ -66,6 +70,7 @@ func (c *classes) drop(p netip.Prefix) bool {
 	delete(c.holders, c.numbers[p])
 	delete(c.numbers, p)
 	c.sorted = nil
+	c.changes++
 	return true
 }
 
@@ -87,7 +92,7 @@ func comparePrefixes(a, b netip.Prefix) int {
 }
 
 // within calls f with the class of each prefix inside a block.
-func (c *classes) within(b Block, f func(Peer)) {
+func (c *classes) within(b *block, f func(Peer)) {
 	if c.sorted == nil {
 		c.sorted = make([]netip.Prefix, 0, len(c.numbers))
 		for p := range c.numbers {
@@ -106,19 +111,83 @@ func (c *classes) within(b Block, f func(Peer)) {
 	}
 }
 
-// lists tells whether a rule with the block lists the class of a prefix. While the kernel does not know an Except yet, it
-// takes those addresses for the class around, which is then left out as a whole.
-func (c *classes) lists(b Block, p netip.Prefix) bool {
-	return b.holds(p) && !slices.ContainsFunc(b.Except, func(e netip.Prefix) bool {
-		return inside(e, p) && !c.ready([]netip.Prefix{e})
+// lists tells whether a rule with the block lists the class of a prefix inside it. While the kernel does not know an
+// Except yet, it takes those addresses for the class around, which is then left out as a whole.
+func (c *classes) lists(b *block, p netip.Prefix) bool {
+	if b.excepts(p) {
+		return false
+	}
+	_, blurred := c.blurred(b)[p]
+	return !blurred
+}
+
+// blurred are the prefixes with a class that have an Except inside that the kernel does not know.
+func (c *classes) blurred(b *block) map[netip.Prefix]struct{} {
+	if b.asOf == c.changes {
+		return b.blurred
+	}
+	b.asOf, b.blurred = c.changes, nil
+	for _, e := range b.Except {
+		if c.ready([]netip.Prefix{e}) {
+			continue
+		}
+		for around := range upwards(e, b.CIDR.Bits()) {
+			if _, ok := c.numbers[around]; ok {
+				if b.blurred == nil {
+					b.blurred = map[netip.Prefix]struct{}{}
+				}
+				b.blurred[around] = struct{}{}
+			}
+		}
+	}
+	return b.blurred
+}
+
+// upwards are the prefixes around p that are at least as long as shortest, p first.
+func upwards(p netip.Prefix, shortest int) iter.Seq[netip.Prefix] {
+	return func(yield func(netip.Prefix) bool) {
+		for bits := p.Bits(); bits >= shortest; bits-- {
+			if around, err := p.Addr().Prefix(bits); err != nil || !yield(around) {
+				return
+			}
+		}
+	}
+}
+
+// block is a Block that is asked for one prefix in a time that does not grow with the number of exceptions.
+type block struct {
+	Block
+	except map[netip.Prefix]struct{}
+	// lengths of the exceptions.
+	lengths []int
+	// blurred as of classes.changes.
+	blurred map[netip.Prefix]struct{}
+	asOf    uint64
+}
+
+func newBlock(b Block) *block {
+	out := &block{Block: b, except: make(map[netip.Prefix]struct{}, len(b.Except))}
+	for _, e := range b.Except {
+		out.except[e] = struct{}{}
+		if !slices.Contains(out.lengths, e.Bits()) {
+			out.lengths = append(out.lengths, e.Bits())
+		}
+	}
+	return out
+}
+
+// excepts tells whether a prefix lies inside an Except. Each is a class of its own, so a class lies either inside one or
+// outside of all.
+func (b *block) excepts(p netip.Prefix) bool {
+	return slices.ContainsFunc(b.lengths, func(bits int) bool {
+		if bits > p.Bits() {
+			return false
+		}
+		around, err := p.Addr().Prefix(bits)
+		if err != nil {
+			return false
+		}
+		_, ok := b.except[around]
+		return ok
 	})
 }
-
-// holds tells whether the block is about the class of a prefix. Each Except is a class of its own, so a class lies
-// either inside one or outside of all.
-func (b Block) holds(p netip.Prefix) bool {
-	return inside(p, b.CIDR) && !slices.ContainsFunc(b.Except, func(e netip.Prefix) bool { return inside(p, e) })
-}
-
-// prefixes that a block names.
-func (b Block) prefixes() []netip.Prefix { return append([]netip.Prefix{b.CIDR}, b.Except...) }

@@ -54,7 +54,9 @@ type rule struct {
 	ref        Ref
 	serial     uint64
 	precedence uint32
-	blocks     []Block
+	blocks     []*block
+	// around: CIDR of a block -> blocks
+	around map[netip.Prefix][]*block
 	// Set while the rule is in force.
 	selectors []*selector
 	states    map[*state]struct{}
@@ -76,6 +78,14 @@ func NewEngine() *Engine {
 		interned:  map[uint64][]weak.Pointer[Table]{},
 		names:     newRegistry(),
 	}
+}
+
+func (r *rule) addBlock(b Block) {
+	if r.around == nil {
+		r.around = map[netip.Prefix][]*block{}
+	}
+	r.blocks = append(r.blocks, newBlock(b))
+	r.around[b.CIDR] = append(r.around[b.CIDR], r.blocks[len(r.blocks)-1])
 }
 
 func (r *rule) origin() Origin { return Origin{Ref: r.ref, Path: r.Path} }
@@ -127,7 +137,7 @@ func (e *Engine) SetPolicy(ref Ref, rules []Rule) error {
 		next[i] = &rule{Rule: r, ref: ref, serial: e.serial, precedence: r.precedence()}
 		for _, p := range r.Peers {
 			if b, ok := p.(Block); ok {
-				next[i].blocks = append(next[i].blocks, b)
+				next[i].addBlock(b)
 			}
 		}
 	}
@@ -156,7 +166,7 @@ func prefixesOf(rules []*rule) []netip.Prefix {
 	var out []netip.Prefix
 	for _, r := range rules {
 		for _, b := range r.blocks {
-			out = append(out, b.prefixes()...)
+			out = append(append(out, b.CIDR), b.Except...)
 		}
 	}
 	return out
@@ -208,8 +218,7 @@ func (e *Engine) touchClass(p netip.Prefix) { e.touchNumber(p, e.classes.numbers
 
 // touchNumber marks what tables say about a class, in all rules with an ipBlock around its prefix.
 func (e *Engine) touchNumber(p netip.Prefix, n Peer) {
-	for bits := p.Bits(); bits >= 0; bits-- {
-		around, _ := p.Addr().Prefix(bits)
+	for around := range upwards(p, 0) {
 		for r := range e.blocks[around] {
 			r.touch(n)
 		}
@@ -375,6 +384,7 @@ func (e *Engine) ClassesInForce(inForce map[netip.Prefix]Peer) (again bool) {
 	defer e.mu.Unlock()
 	old := e.classes.known
 	e.classes.known = make(map[netip.Prefix]struct{}, len(inForce))
+	e.classes.changes++
 	for p, n := range inForce {
 		added := e.classes.add(p)
 		if e.classes.numbers[p] != n {
@@ -382,6 +392,7 @@ func (e *Engine) ClassesInForce(inForce map[netip.Prefix]Peer) (again bool) {
 			continue
 		}
 		e.classes.known[p] = struct{}{}
+		e.classes.changes++
 		if added {
 			again = true
 			e.touchClass(p)

@@ -477,7 +477,15 @@ func (e *Engine) isAbout(r *rule, p Peer) bool {
 		return named && i != nil && len(i.ports) > 0
 	case p&ClassBit != 0:
 		prefix, ok := e.classes.holders[p]
-		return ok && slices.ContainsFunc(r.blocks, func(b Block) bool { return e.classes.lists(b, prefix) })
+		if !ok {
+			return false
+		}
+		for around := range upwards(prefix, 0) {
+			if slices.ContainsFunc(r.around[around], func(b *block) bool { return e.classes.lists(b, prefix) }) {
+				return true
+			}
+		}
+		return false
 	}
 	return slices.ContainsFunc(r.selectors, func(s *selector) bool { _, ok := s.matches[identity.Number(p)]; return ok }) ||
 		slices.ContainsFunc(r.Peers, func(x PeerSelector) bool { n, ok := x.(Entity); return ok && Peer(n) == p })
