@@ -36,16 +36,31 @@ type Engine struct {
 	states   map[string]*state
 	interned map[uint64][]weak.Pointer[Table]
 	names    registry
-	serial   uint64
-	clock    uint64
+	limits   Limits
+	// local: key -> subjects of this node; nil: nobody said.
+	local  map[string]*Subject
+	serial uint64
+	clock  uint64
 	// asked for tables; settled once nothing was left to be written again after that.
 	asked, settled bool
 }
 
 // written is one policy: as it was written last, and as tables have it. They differ while the kernel does not know a
-// prefix of the new one.
+// prefix of the new one, and where that does not fit.
 type written struct {
 	desired, active []*rule
+	// reserved are the rules whose prefixes are counted for desired.
+	reserved []*rule
+	order    uint64
+	// needed: some subject of this node is selected, or prefixes do not matter; joins: since a moment ago.
+	needed, joins bool
+	// refused: desired does not fit.
+	refused error
+	// closed: active are no version of the policy, they only forbid, in place of closedFor.
+	closed    bool
+	closedFor []*rule
+	// early: active are in force while the kernel does not know all their prefixes.
+	early bool
 }
 
 // rule is a Rule in use. It is not changed, but for what it is linked to.
@@ -122,7 +137,8 @@ func (e *Engine) SetPolicy(ref Ref, rules []Rule) error {
 	defer e.mu.Unlock()
 	w := e.policies[ref]
 	if w == nil {
-		w = &written{}
+		e.serial++
+		w = &written{order: e.serial}
 		e.policies[ref] = w
 	}
 	// A rule that stays as it is stays the same rule: nothing is computed anew for it.
@@ -141,10 +157,9 @@ func (e *Engine) SetPolicy(ref Ref, rules []Rule) error {
 			}
 		}
 	}
-	e.nameAll(next)
-	e.unnameAll(w.desired)
 	w.desired = next
-	e.activate(w)
+	w.needed, w.joins = e.needed(w), false
+	e.advance(w)
 	return nil
 }
 
@@ -156,9 +171,8 @@ func (e *Engine) DeletePolicy(ref Ref) {
 	if w == nil {
 		return
 	}
-	e.unnameAll(w.desired)
-	w.desired = nil
-	e.activate(w)
+	w.desired, w.needed = nil, true
+	e.advance(w)
 	delete(e.policies, ref)
 }
 
@@ -170,30 +184,6 @@ func prefixesOf(rules []*rule) []netip.Prefix {
 		}
 	}
 	return out
-}
-
-// activate puts what is written in force, when the kernel can tell its prefixes apart. Until then the old version stays.
-// After a restart the old version is not known, and to leave the policy out would be wider than it and than the new one:
-// so until all is settled, a policy without an old version is in force at once, without the classes that may hold more
-// addresses than it means.
-func (e *Engine) activate(w *written) bool {
-	if slices.Equal(w.desired, w.active) || !e.classes.ready(prefixesOf(w.desired)) && (e.settled || w.active != nil) {
-		return false
-	}
-	e.nameAll(w.desired)
-	for _, r := range w.active {
-		if !slices.Contains(w.desired, r) {
-			e.remove(r)
-		}
-	}
-	for _, r := range w.desired {
-		if !slices.Contains(w.active, r) {
-			e.insert(r)
-		}
-	}
-	e.unnameAll(w.active)
-	w.active = w.desired
-	return true
 }
 
 // nameAll counts the prefixes of rules; a new one is a new class in the tables of all rules around it.
@@ -252,9 +242,13 @@ func (e *Engine) insert(r *rule) {
 	e.restate(r)
 }
 
-// remove takes a rule out of force.
+// remove takes a rule out of force. Nobody finds its states any more: should it come back, they missed what happened
+// meanwhile.
 func (e *Engine) remove(r *rule) {
 	e.restate(r)
+	for st := range r.states {
+		e.forgetState(st)
+	}
 	drop(e.rules, r.Subject.Namespace, r)
 	for _, b := range r.blocks {
 		drop(e.blocks, b.CIDR, r)
@@ -363,8 +357,8 @@ func (e *Engine) touchNamed(n identity.Number, i *ident) {
 	}
 }
 
-// Classes are the prefixes that policies name, with the class of the addresses for which each is the longest. A prefix
-// has the same number for as long as it stays, and after a restart (unless two hashes collide).
+// Classes are the prefixes that needed policies name, with the class of the addresses for which each is the longest. A
+// prefix has the same number for as long as it stays, and after a restart (unless two hashes collide).
 func (e *Engine) Classes() map[netip.Prefix]Peer {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -398,11 +392,6 @@ func (e *Engine) ClassesInForce(inForce map[netip.Prefix]Peer) (again bool) {
 			e.touchClass(p)
 		}
 	}
-	for p := range e.classes.known {
-		if _, ok := old[p]; !ok && !e.settled {
-			again = e.touchAround(p) || again
-		}
-	}
 	for p := range old {
 		n := e.classes.numbers[p]
 		if _, ok := e.classes.known[p]; !ok && e.classes.drop(p) {
@@ -410,19 +399,34 @@ func (e *Engine) ClassesInForce(inForce map[netip.Prefix]Peer) (again bool) {
 			e.touchNumber(p, n)
 		}
 	}
-	for _, w := range e.policies {
-		if e.activate(w) {
-			again = true
-		}
+	for _, w := range e.inOrder() {
+		again = e.heard(w, old == nil) || again
+		again = e.advance(w) || again
 	}
 	e.settled = e.settled || e.asked && !again
 	return again
 }
 
+// heard does again what a policy that is in force says of the classes around prefixes that the kernel knows since now,
+// or, the first time, does not know.
+func (e *Engine) heard(w *written, first bool) (any bool) {
+	if !w.early && !first {
+		return false
+	}
+	prefixes := prefixesOf(w.active)
+	if ready := e.classes.ready(prefixes); ready != w.early {
+		return false
+	}
+	w.early = !w.early
+	for _, p := range prefixes {
+		any = e.touchAround(p) || any
+	}
+	return any
+}
+
 // touchAround marks the classes around a prefix: rules that leave the prefix out could not list them before.
 func (e *Engine) touchAround(p netip.Prefix) (any bool) {
-	for bits := p.Bits() - 1; bits >= 0; bits-- {
-		around, _ := p.Addr().Prefix(bits)
+	for around := range upwards(p, 0) {
 		if _, ok := e.classes.numbers[around]; ok {
 			any = true
 			e.touchClass(around)
@@ -437,7 +441,19 @@ func (e *Engine) Waiting() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, w := range e.policies {
-		if !slices.Equal(w.desired, w.active) {
+		if w.needed && w.refused == nil && !slices.Equal(w.desired, w.active) {
+			return true
+		}
+	}
+	return false
+}
+
+// Early tells whether a policy is in force without addresses that it allows, until ClassesInForce.
+func (e *Engine) Early() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, w := range e.policies {
+		if w.early {
 			return true
 		}
 	}

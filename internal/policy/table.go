@@ -89,6 +89,9 @@ type Table struct {
 	Entries map[Key]Entry
 	// Default is the rule of the default deny: the policies that select the pod in this direction.
 	Default RuleID
+	// Overflows: there are more entries than the limits let any kernel hold. None is here, and the table must not come
+	// into force.
+	Overflows bool
 	// Next is the table of the next tier: asked where a Pass decides, or where nothing matches and Default is 0. Nil for
 	// the last one, and always where only NetworkPolicy speaks. A last table without Default allows what it does not
 	// match.

@@ -57,6 +57,8 @@ type tier struct {
 	table    *Table
 	// sum of the hashes of all entries.
 	sum uint64
+	// singles and ranges are how many entries cells are.
+	singles, ranges int
 }
 
 // Tables are what the policies say about a pod. Nil: no policy selects it in that direction, and it is allowed
@@ -87,13 +89,14 @@ func (e *Engine) liveRules(mark func(RuleID)) {
 }
 
 func (e *Engine) subject(s Subject) *subject {
-	key := fmt.Sprintf("%t %v %s", s.Whole, s.Ports, s.Labels.Canonical())
+	key := s.key()
 	sub := e.subjects[key]
 	if sub == nil {
 		e.forgetSubjects()
 		sub = &subject{Subject: Subject{Labels: maps.Clone(s.Labels), Whole: s.Whole, Ports: UniquePorts(slices.Clone(s.Ports))}, stale: true}
 		e.subjects[key] = sub
 	}
+	e.join(key, &sub.Subject)
 	e.clock++
 	sub.asked = e.clock
 	if sub.stale {
@@ -103,6 +106,10 @@ func (e *Engine) subject(s Subject) *subject {
 		sub.sides = sides
 	}
 	return sub
+}
+
+func (s *Subject) key() string {
+	return fmt.Sprintf("%t %v %s", s.Whole, s.Ports, s.Labels.Canonical())
 }
 
 // forgetSubjects makes room: the half that was not asked for longest goes.
@@ -123,11 +130,17 @@ func (e *Engine) releaseStates(sub *subject) {
 			continue
 		}
 		if st.users--; st.users == 0 {
-			delete(e.states, st.key)
+			e.forgetState(st)
 			for _, r := range st.rules {
 				delete(r.states, st)
 			}
 		}
+	}
+}
+
+func (e *Engine) forgetState(st *state) {
+	if e.states[st.key] == st {
+		delete(e.states, st.key)
 	}
 }
 
@@ -266,12 +279,11 @@ func (e *Engine) build(st *state) {
 		for _, r := range t.rules {
 			e.claimAll(st, r, func(p Peer, c claim) { claims[p] = append(claims[p], c) })
 		}
-		entries := map[Key]Entry{}
 		for p, cs := range claims {
 			t.cells[p] = e.flatten(st, cs)
-			t.put(entries, p, t.cells[p])
+			t.count(t.cells[p], 1)
 		}
-		t.table = &Table{Entries: entries, Default: t.isolated}
+		t.make(e.limits)
 	}
 	st.built = true
 	clear(st.dirty)
@@ -281,7 +293,7 @@ func (e *Engine) build(st *state) {
 // patch does again what is said about the peers that changed. A table that somebody may hold is not changed.
 func (e *Engine) patch(st *state) {
 	for _, t := range st.tiers {
-		copied := false
+		changed := map[Peer][]cell{}
 		for p := range st.dirty {
 			var cs []claim
 			for _, r := range t.rules {
@@ -295,21 +307,12 @@ func (e *Engine) patch(st *state) {
 			}) {
 				continue
 			}
-			if !copied {
-				copied = true
-				t.table = &Table{Entries: maps.Clone(t.table.Entries), Default: t.isolated}
-			}
-			for _, c := range t.cells[p] {
-				k := c.key(p)
-				t.sum -= hashEntry(k, t.table.Entries[k])
-				delete(t.table.Entries, k)
-			}
-			if len(cells) == 0 {
-				delete(t.cells, p)
-			} else {
-				t.cells[p] = cells
-			}
-			t.put(t.table.Entries, p, cells)
+			t.count(t.cells[p], -1)
+			t.count(cells, 1)
+			changed[p] = cells
+		}
+		if len(changed) > 0 {
+			t.change(changed, e.limits)
 		}
 	}
 	clear(st.dirty)
@@ -318,6 +321,59 @@ func (e *Engine) patch(st *state) {
 
 func (c *cell) key(p Peer) Key {
 	return Key{Peer: p, Protocol: c.protocol, Bits: c.bits, Port: c.port}
+}
+
+// ranged tells whether a cell names several ports.
+func (c *cell) ranged() bool { return c.protocol != 0 && c.bits < 16 }
+
+func (t *tier) count(cells []cell, sign int) {
+	for i := range cells {
+		if cells[i].ranged() {
+			t.ranges += sign
+		} else {
+			t.singles += sign
+		}
+	}
+}
+
+func (t *tier) overflows(l Limits) bool {
+	return l.Singles > 0 && t.singles > l.Singles || l.Ranges > 0 && t.ranges > l.Ranges
+}
+
+// make makes the table of all cells.
+func (t *tier) make(l Limits) {
+	t.sum = 0
+	t.table = &Table{Entries: map[Key]Entry{}, Default: t.isolated, Overflows: t.overflows(l)}
+	if t.table.Overflows {
+		return
+	}
+	for p, cells := range t.cells {
+		t.put(t.table.Entries, p, cells)
+	}
+}
+
+// change makes the table in which some peers have other cells.
+func (t *tier) change(changed map[Peer][]cell, l Limits) {
+	whole := t.table.Overflows || t.overflows(l)
+	if !whole {
+		t.table = &Table{Entries: maps.Clone(t.table.Entries), Default: t.isolated}
+	}
+	for p, cells := range changed {
+		if !whole {
+			for _, c := range t.cells[p] {
+				k := c.key(p)
+				t.sum -= hashEntry(k, t.table.Entries[k])
+				delete(t.table.Entries, k)
+			}
+			t.put(t.table.Entries, p, cells)
+		}
+		if t.cells[p] = cells; len(cells) == 0 {
+			delete(t.cells, p)
+		}
+	}
+	if whole {
+		t.make(l)
+	}
 }
 
 func (t *tier) put(entries map[Key]Entry, p Peer, cells []cell) {
@@ -342,7 +398,7 @@ func (e *Engine) chain(st *state) {
 	var next *Table
 	for _, t := range slices.Backward(st.tiers) {
 		if t.table.Next != next {
-			t.table = &Table{Entries: t.table.Entries, Default: t.isolated, Next: next}
+			t.table = &Table{Entries: t.table.Entries, Default: t.isolated, Overflows: t.table.Overflows, Next: next}
 		}
 		t.table = e.intern(t.sum, t.table)
 		next = t.table
@@ -358,7 +414,7 @@ func (e *Engine) intern(sum uint64, t *Table) *Table {
 		if o == nil {
 			continue
 		}
-		if o == t || o.Default == t.Default && o.Next == t.Next && maps.Equal(o.Entries, t.Entries) {
+		if o == t || o.Default == t.Default && o.Next == t.Next && o.Overflows == t.Overflows && maps.Equal(o.Entries, t.Entries) {
 			return o
 		}
 		live = append(live, w)
