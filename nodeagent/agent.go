@@ -283,7 +283,7 @@ func (a *Agent) start(ctx context.Context, run func(string, func(context.Context
 	if err != nil {
 		return err
 	}
-	a.policies.datapath = d
+	a.policies.writeTo(d)
 	set, err := endpoint.New(endpoint.Options{
 		StateDir: a.StateDir, BootID: a.bootID, ProcSysNet: a.ProcSysNet, Datapath: d, Addresses: a.addresses, Policy: a.policies,
 		Identify: a.pods.Identify, Changed: a.ringEndpoints, Log: a.Log.WithName("endpoint"),
@@ -300,7 +300,7 @@ func (a *Agent) start(ctx context.Context, run func(string, func(context.Context
 	for _, e := range set.List() {
 		a.ids.Restore(e.Labels, e.Identity)
 	}
-	if err := a.policies.Restore(); err != nil {
+	if err := a.policies.Restore(set.List()); err != nil {
 		return err
 	}
 	a.mu.Lock()

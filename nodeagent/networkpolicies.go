@@ -3,8 +3,10 @@
 package nodeagent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -40,6 +42,8 @@ type heldPolicy struct {
 	notes   []policy.Note
 	// err: this version is not in force; the one before it is, if there was one.
 	err error
+	// before is the version that may be in force in place of this one, which may not fit; nil: this one is.
+	before *networkingv1.NetworkPolicySpec
 	// lingering: the object is gone with its namespace, and pods of it are still on this node.
 	lingering bool
 	// namespace is the one with which it went, where somebody knew; another of that name is not its.
@@ -107,7 +111,13 @@ func (p *Policies) hold(o *networkingv1.NetworkPolicy, from whence) error {
 		ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion},
 		Spec:       o.Spec,
 	}
-	p.networks.held[ref] = &heldPolicy{object: kept, version: versionOf(o), whence: from, since: time.Now(), notes: notes, err: err}
+	h := &heldPolicy{object: kept, version: versionOf(o), whence: from, since: time.Now(), notes: notes, err: err}
+	if last := p.networks.held[ref]; last != nil && last.err == nil {
+		if h.before = last.before; h.before == nil {
+			h.before = &last.object.Spec
+		}
+	}
+	p.networks.held[ref] = h
 	return err
 }
 
@@ -202,8 +212,13 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 // which the engine now knows everything.
 func (p *Policies) feedNetworkPolicies(list []networkingv1.NetworkPolicy, fates map[policy.Ref]fate) uint64 {
 	version := p.networks.newest
+	order := make([]*networkingv1.NetworkPolicy, len(list))
 	for i := range list {
-		o := &list[i]
+		order[i] = &list[i]
+	}
+	// Should they not all fit, it is the newest that do not.
+	slices.SortStableFunc(order, func(a, b *networkingv1.NetworkPolicy) int { return cmp.Compare(versionOf(a), versionOf(b)) })
+	for _, o := range order {
 		v := versionOf(o)
 		version = max(version, v)
 		h := p.networks.held[policy.RefOf(o)]

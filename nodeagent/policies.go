@@ -45,6 +45,7 @@ type policyDatapath interface {
 	SetPodPolicy(uint16, datapath.PodPolicy) error
 	DropPodPolicy(uint16) error
 	Classes() (map[netip.Prefix]policy.Peer, error)
+	PolicyLimits() policy.Limits
 }
 
 // labelled is what the engine was told of an identity.
@@ -72,6 +73,8 @@ type policyInForce struct {
 	// pods by endpoint id: what is in the kernel, and why not what should be.
 	pods   map[uint16]datapath.PodPolicy
 	failed map[uint16]error
+	// leftOut are the policies that did not fit.
+	leftOut map[policy.Ref]policy.LeftOut
 	// exceptions are the policies of which something is not in force.
 	exceptions []v1alpha1.PolicyException
 	at         time.Time
@@ -85,7 +88,7 @@ type Policies struct {
 	cache, live client.Reader
 	endpoints   func() *endpoint.Set
 	engine      *policy.Engine
-	datapath    policyDatapath // set before any endpoint is made or restored
+	datapath    policyDatapath // nil before writeTo
 	memory      policyMemory
 	networks    networkPolicies
 	// changed is called, without locks held, after something else is in force than before.
@@ -120,7 +123,7 @@ type Policies struct {
 	inside policyInForce
 }
 
-// NewPolicies reads the cache, and asks live where the cache may be behind. The datapath is set later, once.
+// NewPolicies reads the cache, and asks live where the cache may be behind. It is told later, once, where to write.
 func NewPolicies(cache, live client.Reader, endpoints func() *endpoint.Set, memory policyMemory, changed func(), log logr.Logger) *Policies {
 	return &Policies{
 		cache: cache, live: live, endpoints: endpoints, engine: policy.NewEngine(), memory: memory, changed: changed, took: func(float64) {}, dismissed: func(uint16) {},
@@ -130,27 +133,42 @@ func NewPolicies(cache, live client.Reader, endpoints func() *endpoint.Set, memo
 	}
 }
 
+// writeTo says where tables go, before any endpoint is made or restored.
+func (p *Policies) writeTo(d policyDatapath) {
+	p.datapath = d
+	p.engine.SetLimits(d.PolicyLimits())
+}
+
 // Restore takes up the policies that were in force when the agent before this one, of the same boot, last wrote them
-// down, and the classes that are in the kernel: these as they are, for a table that does not know a class of the kernel is
-// about other addresses than it says. Nothing is written: pods keep the tables that are pinned.
-func (p *Policies) Restore() error {
+// down for the endpoints found, and the classes that are in the kernel: these as they are, for a table that does not know
+// a class of the kernel is about other addresses than it says. Nothing is written: pods keep the tables that are pinned.
+func (p *Policies) Restore(found []*endpoint.Endpoint) error {
 	p.applying.Lock()
 	defer p.applying.Unlock()
 	var err error
 	if p.classes, err = p.datapath.Classes(); err != nil {
 		return fmt.Errorf("restore policies: %w", err)
 	}
+	// Both before the policies: what the kernel has needs no room, and neither does what no pod is selected by.
 	p.engine.ClassesInForce(p.classes)
+	p.engine.Retain(subjectsOf(found))
 	last, ok := p.memory.load()
 	if p.restored = ok; !ok {
 		return nil
 	}
 	for i := range last.Policies {
-		if err := p.hold(&last.Policies[i].NetworkPolicy, fromDisk); err != nil {
-			p.log.Error(err, "a policy from disk is not in force")
+		o := &last.Policies[i]
+		var versions []*networkingv1.NetworkPolicy
+		if o.InForce != nil {
+			versions = append(versions, &networkingv1.NetworkPolicy{ObjectMeta: o.ObjectMeta, Spec: *o.InForce})
 		}
-		if h := p.networks.held[policy.RefOf(&last.Policies[i].NetworkPolicy)]; h != nil {
-			h.lingering, h.namespace = last.Policies[i].Lingering, last.Policies[i].NamespaceUID
+		for _, version := range append(versions, &o.NetworkPolicy) {
+			if err := p.hold(version, fromDisk); err != nil {
+				p.log.Error(err, "a policy from disk is not in force")
+			}
+		}
+		if h := p.networks.held[policy.RefOf(&o.NetworkPolicy)]; h != nil {
+			h.lingering, h.namespace = o.Lingering, o.NamespaceUID
 		}
 	}
 	for _, a := range last.Orphans {
@@ -344,18 +362,35 @@ func (p *Policies) policyOf(e *endpoint.Endpoint) (datapath.PodPolicy, bool) {
 	if p.orphans[e.Attachment] {
 		return datapath.PodPolicy{Ingress: &policy.Table{}, Egress: &policy.Table{}}, true
 	}
-	s := policy.Pod{Labels: e.Labels, Whole: e.Subject, Ports: e.Ports}.Subject()
-	if s.Labels == nil {
+	s, known := subjectOf(e)
+	if !known {
 		return datapath.PodPolicy{}, !p.networks.some(e.Pod.Namespace)
 	}
 	ingress, egress := p.engine.Tables(s)
 	return datapath.PodPolicy{Ingress: ingress, Egress: egress}, true
 }
 
+// subjectOf is a pod as its policies see it; false: nobody knows who it is.
+func subjectOf(e *endpoint.Endpoint) (policy.Subject, bool) {
+	s := policy.Pod{Labels: e.Labels, Whole: e.Subject, Ports: e.Ports}.Subject()
+	return s, s.Labels != nil
+}
+
+func subjectsOf(pods []*endpoint.Endpoint) []policy.Subject {
+	var out []policy.Subject
+	for _, e := range pods {
+		if s, known := subjectOf(e); known {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 // apply writes the tables of every pod and the classes of addresses. A table never stands in the kernel together with
 // classes that it does not know: classes that are new come after the tables that know both, and those that go, before
 // the tables forget them. Where a table did not fit, no class goes: the table in its place may need it.
 func (p *Policies) apply() (failed map[uint16]error, err error) {
+	p.engine.Retain(subjectsOf(p.pods()))
 	for range maxPasses {
 		pods := p.tables()
 		wanted := p.engine.Classes()
@@ -393,7 +428,13 @@ func (p *Policies) tables() map[uint16]datapath.PodPolicy {
 
 // note keeps what is in force: of a pod whose table did not fit, what it had.
 func (p *Policies) note(pods map[uint16]datapath.PodPolicy, failed map[uint16]error) {
-	exceptions := p.exceptions(failed, pods)
+	leftOut := p.engine.LeftOut()
+	for ref, h := range p.networks.held {
+		if !leftOut[ref].Before {
+			h.before = nil
+		}
+	}
+	exceptions := p.exceptions(failed, pods, leftOut)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := maps.Clone(pods)
@@ -407,7 +448,12 @@ func (p *Policies) note(pods map[uint16]datapath.PodPolicy, failed map[uint16]er
 			p.log.Error(err, "the policy of a pod is not in force", "endpoint", id)
 		}
 	}
-	p.inside.pods, p.inside.failed, p.inside.count, p.inside.exceptions = now, failed, len(p.networks.held), exceptions
+	for ref, why := range leftOut {
+		if _, before := p.inside.leftOut[ref]; !before {
+			p.log.Error(why.Err, "a policy is left out", "policy", ref.String(), "versionBefore", why.Before)
+		}
+	}
+	p.inside.pods, p.inside.failed, p.inside.leftOut, p.inside.count, p.inside.exceptions = now, failed, leftOut, len(p.networks.held), exceptions
 }
 
 // Admit asks for the policies of the pod's namespace: one that was made just before the pod may not be in the cache.
@@ -444,24 +490,76 @@ func (p *Policies) admit(e *endpoint.Endpoint, news bool) error {
 		return p.datapath.DropPodPolicy(e.ID) // whatever the pod had that held the number before
 	}
 	switch waiting := p.engine.Waiting(); {
-	case (news || waiting) && p.whole:
+	case (news || waiting || p.engine.Early()) && p.whole:
 		failed, err := p.apply()
+		if err == nil && errors.Is(failed[e.ID], datapath.ErrPolicyFull) {
+			now, _ = p.policyOf(e)
+			return p.admitClosed(e, now, failed[e.ID])
+		}
 		return errors.Join(err, failed[e.ID])
 	case waiting: // its tables would be without the policy that waits
 		return fmt.Errorf("%w: a policy waits for the first look at all of them", endpoint.ErrNotReady)
 	}
-	if err := p.datapath.SetPodPolicy(e.ID, now); err != nil {
-		return err
+	err := p.datapath.SetPodPolicy(e.ID, now)
+	if errors.Is(err, datapath.ErrPolicyFull) {
+		return p.admitClosed(e, now, err)
 	}
+	if err == nil {
+		p.noteOne(e.ID, now, nil)
+	}
+	return err
+}
+
+// admitClosed lets a new pod begin although not all that policies allow it fits: in the directions that do not fit it is
+// denied everything, as one is that no rule allows anything.
+func (p *Policies) admitClosed(e *endpoint.Endpoint, now datapath.PodPolicy, full error) error {
+	closed := func(t *policy.Table) *policy.Table {
+		if t == nil {
+			return nil
+		}
+		return &policy.Table{Default: t.Default}
+	}
+	for _, less := range []datapath.PodPolicy{
+		{Ingress: closed(now.Ingress), Egress: now.Egress}, {Ingress: now.Ingress, Egress: closed(now.Egress)},
+		{Ingress: closed(now.Ingress), Egress: closed(now.Egress)},
+	} {
+		if !denies(now.Ingress) || !denies(now.Egress) {
+			break
+		}
+		switch err := p.datapath.SetPodPolicy(e.ID, less); {
+		case err == nil:
+			p.log.Error(full, "a new pod begins closed, its policy does not fit", "namespace", e.Pod.Namespace, "pod", e.Pod.Name)
+			p.noteOne(e.ID, less, full)
+			p.wake.ring()
+			return nil
+		case !errors.Is(err, datapath.ErrPolicyFull):
+			return err
+		}
+	}
+	return full
+}
+
+// denies tells whether a table without its entries lets nothing pass.
+func denies(t *policy.Table) bool { return t == nil || t.Default != 0 && t.Next == nil }
+
+// noteOne keeps what is in force for one pod, and why it is not what should be.
+func (p *Policies) noteOne(id uint16, now datapath.PodPolicy, why error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pods := maps.Clone(p.inside.pods)
 	if pods == nil {
 		pods = map[uint16]datapath.PodPolicy{}
 	}
-	pods[e.ID] = now
+	pods[id] = now
 	p.inside.pods = pods
-	return nil
+	if why != nil {
+		failed := maps.Clone(p.inside.failed)
+		if failed == nil {
+			failed = map[uint16]error{}
+		}
+		failed[id] = why
+		p.inside.failed = failed
+	}
 }
 
 // Dismiss closes the id of an endpoint that is gone.
@@ -520,7 +618,7 @@ func (p *Policies) lastPolicies() (lastPolicies, bool) {
 	}
 	var out lastPolicies
 	for _, h := range p.networks.held {
-		out.Policies = append(out.Policies, lastPolicy{NetworkPolicy: h.object, Lingering: h.lingering, NamespaceUID: h.namespace})
+		out.Policies = append(out.Policies, lastPolicy{NetworkPolicy: h.object, Lingering: h.lingering, NamespaceUID: h.namespace, InForce: h.before})
 	}
 	for a := range p.orphans {
 		out.Orphans = append(out.Orphans, a)

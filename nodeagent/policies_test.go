@@ -103,12 +103,25 @@ type kernel struct {
 	full   map[uint16]bool
 	// moment is called whenever packets may meet something else than before.
 	moment func()
+	limits policy.Limits
+}
+
+func (k *kernel) PolicyLimits() policy.Limits { return k.limits }
+
+// fits: a table without entries always does.
+func (k *kernel) fits(id uint16, now datapath.PodPolicy) bool {
+	for _, t := range []*policy.Table{now.Ingress, now.Egress} {
+		if t != nil && (t.Overflows || k.full[id] && len(t.Entries) > 0) {
+			return false
+		}
+	}
+	return true
 }
 
 func (k *kernel) SetPolicy(pods map[uint16]datapath.PodPolicy, classes map[netip.Prefix]policy.Peer) (map[uint16]error, error) {
 	failed := map[uint16]error{}
 	for id, now := range pods {
-		if k.full[id] {
+		if !k.fits(id, now) {
 			failed[id] = datapath.ErrPolicyFull
 			continue
 		}
@@ -124,7 +137,7 @@ func (k *kernel) SetPolicy(pods map[uint16]datapath.PodPolicy, classes map[netip
 }
 
 func (k *kernel) SetPodPolicy(id uint16, now datapath.PodPolicy) error {
-	if k.full[id] {
+	if !k.fits(id, now) {
 		return datapath.ErrPolicyFull
 	}
 	k.pods[id] = now
@@ -177,13 +190,13 @@ func newPoliced(t *testing.T) *policed {
 	return p
 }
 
-// restart is the next agent of the same boot; endpoints are restored from their records.
-func (p *policed) restart() {
+// restart is the next agent of the same boot, which finds the given endpoints.
+func (p *policed) restart(found ...*endpoint.Endpoint) {
 	p.t.Helper()
 	log := testr.New(p.t)
 	var set *endpoint.Set
 	p.Policies = NewPolicies(p.cache, p.live, func() *endpoint.Set { return set }, policyMemory{stateDir: p.stateDir, bootID: "boot"}, func() {}, log)
-	p.datapath = p.kernel
+	p.writeTo(p.kernel)
 	var err error
 	set, err = endpoint.New(endpoint.Options{
 		StateDir: p.stateDir, BootID: "boot", Datapath: p.kernel, Policy: p.Policies, Addresses: ipam.NewAllocator(time.Now),
@@ -193,7 +206,10 @@ func (p *policed) restart() {
 		Changed: func() {}, Log: log,
 	})
 	nodetest.Must(p.t, err)
-	nodetest.Must(p.t, p.Policies.Restore())
+	nodetest.Must(p.t, p.Policies.Restore(found))
+	for _, e := range found {
+		p.wiring[e.ID] = e
+	}
 }
 
 // remember is what the agent does a moment after each change.
@@ -637,18 +653,26 @@ func TestTableThatDoesNotFit(t *testing.T) {
 	}
 	// No class goes while an old table may need it.
 	held := len(p.kernel.classes)
-	p.cache.policies = p.cache.policies[:1]
+	p.cache.policies[1] = p.policy("a", "second", allow(fromBlock("10.2.0.0/16")))
 	p.live.namespaces["a"] = false
 	p.reconcile()
-	if len(p.kernel.classes) != held {
+	if len(p.kernel.classes) != held+1 {
 		t.Errorf("%d classes of %d are left although a table of before is in force", len(p.kernel.classes), held)
 	}
-	// A pod that is new is refused.
+	// A pod that is new begins, and nothing passes that its policies might forbid.
 	p.kernel.full[2] = true
-	if err := p.Admit(t.Context(), p.endpoint(2, "a", "web", 300))(); !errors.Is(err, datapath.ErrPolicyFull) {
-		t.Errorf("a new pod: %v", err)
+	closedPod := p.admit(2, "a", "web", 300)
+	p.expectIngress(2, true, 0)
+	if p.kernel.pods[2].Ingress.Default == 0 || p.kernel.pods[2].Egress != nil {
+		t.Errorf("a new pod: %+v", p.kernel.pods[2])
 	}
-	nodetest.Must(t, p.Dismiss(p.endpoint(2, "a", "web", 300)))
+	p.reconcile()
+	p.expectIngress(2, true, 0)
+	if _, c := p.Shown(closedPod); c.Status != metav1.ConditionFalse || c.Reason != reasonTableFull {
+		t.Errorf("a new pod: %+v", c)
+	}
+	nodetest.Must(t, p.Dismiss(closedPod))
+	p.cache.policies = p.cache.policies[:1]
 	p.kernel.full = map[uint16]bool{}
 	p.reconcile()
 	if _, c := p.Shown(e); c.Status != metav1.ConditionTrue || len(p.Progress().Exceptions) > 0 {
@@ -726,4 +750,99 @@ func TestPodWithManyNamedPorts(t *testing.T) {
 func portNamed(name string) *intstr.IntOrString {
 	port := intstr.FromString(name)
 	return &port
+}
+
+// A policy with more exceptions than fit once stopped every policy and every new pod of every node.
+func TestPolicyThatDoesNotFitStopsNobodyElse(t *testing.T) {
+	p := newPoliced(t)
+	p.kernel.limits = policy.Limits{Prefixes: 20, Singles: 100, Ranges: 100}
+	p.restart()
+	many := func(first, n int) networkingv1.NetworkPolicySpec {
+		var except []string
+		for i := range n {
+			except = append(except, fmt.Sprintf("10.%d.0.0/16", first+i))
+		}
+		s := allow(fromBlock("10.0.0.0/8", except...))
+		s.PodSelector = metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}
+		return s
+	}
+	exception := func(names ...string) {
+		t.Helper()
+		var got []string
+		for _, x := range p.Progress().Exceptions {
+			got = append(got, x.Name)
+			if x.Reason != reasonTableFull {
+				t.Errorf("%+v", x)
+			}
+		}
+		if !slices.Equal(got, names) {
+			t.Fatalf("exceptions %v, want %v", got, names)
+		}
+	}
+	// No pod of the node is selected: nothing is written, and nobody hears of it.
+	p.cache.policies = append(p.cache.policies, p.policy("a", "large", many(0, 30)), p.policy("b", "other", allow(fromBlock("192.0.2.0/24"))))
+	p.admitAfterReconcile(1, "b", "db", 301)
+	p.expectIngress(1, true, 1)
+	exception()
+	if len(p.kernel.classes) != 1 {
+		t.Errorf("classes of policies that select nobody: %v", p.kernel.classes)
+	}
+	// Its first pod begins closed, and everybody else goes on.
+	web := p.admit(2, "a", "web", 300)
+	p.expectIngress(2, true, 0)
+	p.admit(3, "a", "free", 302)
+	p.expectIngress(3, false, 0)
+	exception("large")
+	if x := p.Progress().Exceptions[0]; !strings.HasPrefix(x.Message, "it isolates the pods that it selects, and allows them nothing: ") || !strings.Contains(x.Message, "31 prefixes") {
+		t.Errorf("%+v", x)
+	}
+	if _, c := p.Shown(web); c.Status != metav1.ConditionFalse || c.Reason != reasonTableFull {
+		t.Errorf("%+v", c)
+	}
+	p.cache.policies[1] = p.policy("b", "other", allow(fromBlock("198.51.100.0/24", "198.51.100.7/32")))
+	p.reconcile()
+	if _, ok := p.kernel.classes[netip.MustParsePrefix("198.51.100.7/32")]; !ok || len(p.kernel.classes) != 2 {
+		t.Errorf("another policy did not come into force: %v", p.kernel.classes)
+	}
+	if got := p.Progress(); got.InForce != strconv.Itoa(p.version) {
+		t.Errorf("%+v", got)
+	}
+	// A version that fits, and then one that does not: the one before stays, also over a restart and for a new pod.
+	p.cache.policies[0] = p.policy("a", "large", many(0, 5))
+	p.reconcile()
+	exception()
+	before := p.kernel.pods[2].Ingress.Entries
+	if len(before) != 1 {
+		t.Fatalf("%v", before)
+	}
+	p.cache.policies[0] = p.policy("a", "large", many(100, 30))
+	p.reconcile()
+	exception("large")
+	p.remember()
+	p.restart(p.endpoint(1, "b", "db", 301), web)
+	p.reconcile()
+	exception("large")
+	if !strings.HasPrefix(p.Progress().Exceptions[0].Message, "the version before stays in force: ") {
+		t.Errorf("%+v", p.Progress())
+	}
+	p.admit(4, "a", "web", 300)
+	for _, id := range []uint16{2, 4} {
+		if !maps.Equal(p.kernel.pods[id].Ingress.Entries, before) {
+			t.Errorf("pod %d: %v, want %v", id, p.kernel.pods[id].Ingress.Entries, before)
+		}
+	}
+	// It goes, and nothing of it is left.
+	p.cache.policies = p.cache.policies[1:]
+	p.reconcile()
+	exception()
+	p.expectIngress(2, false, 0)
+	if len(p.kernel.classes) != 2 {
+		t.Errorf("%v", p.kernel.classes)
+	}
+}
+
+func (p *policed) admitAfterReconcile(id uint16, namespace, app string, n identity.Number) {
+	p.t.Helper()
+	p.reconcile()
+	p.admit(id, namespace, app, n)
 }

@@ -44,6 +44,8 @@ type lastPolicy struct {
 	Lingering bool `json:"lingering,omitempty"`
 	// NamespaceUID of the namespace with which it went.
 	NamespaceUID types.UID `json:"namespaceUID,omitempty"`
+	// InForce is the version before, which is in force because this one does not fit.
+	InForce *networkingv1.NetworkPolicySpec `json:"inForce,omitempty"`
 }
 
 type lastIdentity struct {

@@ -51,12 +51,15 @@ func (p *Policies) Progress() v1alpha1.PolicyProgress {
 }
 
 // exceptions are the policies of which something is not in force, in one order.
-func (p *Policies) exceptions(failed map[uint16]error, wanted map[uint16]datapath.PodPolicy) []v1alpha1.PolicyException {
+func (p *Policies) exceptions(failed map[uint16]error, wanted map[uint16]datapath.PodPolicy, leftOut map[policy.Ref]policy.LeftOut) []v1alpha1.PolicyException {
 	found := map[policy.Ref]v1alpha1.PolicyException{}
 	for ref, h := range p.networks.held {
 		if h.err != nil {
 			found[ref] = exception(ref, reasonInvalid, h.err.Error())
 		}
+	}
+	for ref, why := range leftOut {
+		found[ref] = exception(ref, reasonTableFull, leftOutText(why))
 	}
 	names := map[uint16]*endpoint.Endpoint{}
 	for _, e := range p.pods() {
@@ -91,7 +94,14 @@ func exception(ref policy.Ref, reason, message string) v1alpha1.PolicyException 
 }
 
 func fullText(e *endpoint.Endpoint, err error) string {
-	return fmt.Sprintf("pod %s/%s goes on with the policy that it had: %v", e.Pod.Namespace, e.Pod.Name, err)
+	return fmt.Sprintf("pod %s/%s goes on with the policy that it had (a new pod: closed where it is isolated): %v", e.Pod.Namespace, e.Pod.Name, err)
+}
+
+func leftOutText(why policy.LeftOut) string {
+	if why.Before {
+		return fmt.Sprintf("the version before stays in force: %v", why.Err)
+	}
+	return fmt.Sprintf("it isolates the pods that it selects, and allows them nothing: %v", why.Err)
 }
 
 func sortedIDs(failed map[uint16]error) []uint16 {
@@ -121,6 +131,14 @@ func (p *Policies) selecting(tables ...*policy.Table) []policy.Ref {
 	return out
 }
 
+// leftOutOf are the policies of a pod that did not fit.
+func (p *Policies) leftOutOf(leftOut map[policy.Ref]policy.LeftOut, has datapath.PodPolicy) []policy.Ref {
+	if len(leftOut) == 0 {
+		return nil
+	}
+	return slices.DeleteFunc(p.selecting(has.Ingress, has.Egress), func(ref policy.Ref) bool { _, out := leftOut[ref]; return !out })
+}
+
 // Shown is what is in force for an endpoint, for people.
 func (p *Policies) Shown(e *endpoint.Endpoint) (v1alpha1.EndpointPolicy, metav1.Condition) {
 	now := p.InForce()
@@ -132,6 +150,9 @@ func (p *Policies) Shown(e *endpoint.Endpoint) (v1alpha1.EndpointPolicy, metav1.
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonTableFull, fullText(e, err)
 	case err != nil:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonWrite, fullText(e, err)
+	case len(p.leftOutOf(now.leftOut, has)) > 0:
+		ref := p.leftOutOf(now.leftOut, has)[0]
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonTableFull, fmt.Sprintf("%s: %s", ref, leftOutText(now.leftOut[ref]))
 	case !ok:
 		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "Waiting", "the pod's policy is not written yet, and the pod has what it had before: nothing, if it is new"
 	case len(e.Ports) > v1alpha1.MaxPortsPerEndpoint:

@@ -77,6 +77,12 @@ func (d *Datapath) Classes() (map[netip.Prefix]policy.Peer, error) {
 	return out, nil
 }
 
+// PolicyLimits is what the maps hold.
+func (d *Datapath) PolicyLimits() policy.Limits {
+	size := func(name string) int { return int(d.maps.open[name].MaxEntries()) }
+	return policy.Limits{Prefixes: size(bpf.MapsMapClasses), Singles: size(bpf.MapsMapVerdicts), Ranges: size(bpf.MapsMapVerdictRanges)}
+}
+
 // SetPodPolicy gives a new pod its policy, before its interface is up. On an error (ErrPolicyFull) the pod is closed.
 func (d *Datapath) SetPodPolicy(id uint16, p PodPolicy) error {
 	d.mu.Lock()

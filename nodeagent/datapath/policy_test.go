@@ -209,17 +209,35 @@ func TestPolicyFull(t *testing.T) {
 	if pods, _ := kernelTables(t, d); pods[4] != (bpf.Policy{}) {
 		t.Errorf("a new pod without a table is not closed: %+v", pods[4])
 	}
-	// What takes the place of a table that goes fits, though not both at once.
-	half := many(limit*2/3, 6)
+	// What takes the place of a table that goes fits, though not both at once: as much must stay free as comes.
+	half := many(limit*2/5, 6)
 	set(t, d, map[uint16]PodPolicy{1: {Ingress: half}, 2: {}, 3: {}})
-	other := many(limit*2/3, 7)
+	other := many(limit*2/5, 7)
 	failed, err = d.SetPolicy(map[uint16]PodPolicy{1: {Ingress: other}, 2: {}, 3: {}}, nil)
 	must(t, err)
 	if !errors.Is(failed[1], ErrPolicyFull) {
-		t.Errorf("two tables of two thirds: %v", failed)
+		t.Errorf("two tables of two fifths: %v", failed)
 	}
+	// Small tables find room beside a large one.
+	beside := allows(8, 301)
+	failed, err = d.SetPolicy(map[uint16]PodPolicy{1: {Ingress: other}, 2: {Ingress: beside}, 3: {}}, nil)
+	must(t, err)
+	if failed[2] != nil || failed[1] == nil {
+		t.Errorf("%v", failed)
+	}
+	holds(t, d, 2, policy.Ingress, beside)
 	set(t, d, map[uint16]PodPolicy{1: {Ingress: small}, 2: {Egress: other}, 3: {}})
 	holds(t, d, 2, policy.Egress, other)
+	// One that says itself that it is too large is not tried, and what its entries allowed before stays.
+	failed, err = d.SetPolicy(map[uint16]PodPolicy{1: {Ingress: small}, 2: {Egress: &policy.Table{Default: 5, Overflows: true}}, 3: {}}, nil)
+	must(t, err)
+	if len(failed) != 1 || !errors.Is(failed[2], ErrPolicyFull) {
+		t.Errorf("%v", failed)
+	}
+	holds(t, d, 2, policy.Egress, other)
+	if l := d.PolicyLimits(); l.Singles != limit || l.Prefixes == 0 || l.Ranges == 0 {
+		t.Errorf("%+v", l)
+	}
 }
 
 // An upgrade from a release that knew no policy: pods that it wired stay open until they are told of, others are closed.

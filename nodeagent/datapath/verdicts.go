@@ -53,6 +53,8 @@ type verdictTable struct {
 	flags uint16
 	// singles are its entries in the map `verdicts`, ranges those in `verdict_ranges`.
 	singles, ranges int
+	// overflows: it never fits, and its entries are not here.
+	overflows bool
 	// retired counts how often it lost its last reference.
 	retired int
 	idle    bool
@@ -176,13 +178,17 @@ func (w *policyWriter) forget(t *verdictTable) {
 // intern gives the one verdictTable of t's content: that of the kernel, or one that write will put there. nil: there is
 // no table to ask.
 func (w *policyWriter) intern(t *policy.Table) *verdictTable {
-	if t == nil || len(t.Entries) == 0 {
+	if t == nil || len(t.Entries) == 0 && !t.Overflows {
 		return nil
 	}
 	if known := w.byPointer[t]; known != nil && (known.id == 0 || w.tables[known.id] == known) {
 		return known
 	}
 	made := w.newTable(t.Entries)
+	if made.overflows = t.Overflows; t.Overflows {
+		w.byPointer[t] = made
+		return made
+	}
 	for _, other := range w.byContent[made.sum] {
 		if maps.Equal(other.entries, made.entries) {
 			w.byPointer[t] = other
@@ -226,13 +232,15 @@ func (w *policyWriter) put(id uint16, slot bpf.Policy) {
 	}
 }
 
+// room tells why so many entries more do not fit. What comes must leave as much free as it takes, so that large tables
+// never take the room of small ones, and a table can be changed: old and new stand side by side.
 func (w *policyWriter) room(singles, ranges int) error {
 	for _, m := range []struct {
 		name      string
 		now, more int
 	}{{bpf.MapsMapVerdicts, w.singles, singles}, {bpf.MapsMapVerdictRanges, w.ranges, ranges}} {
-		if limit := int(w.maps.open[m.name].MaxEntries()); m.now+m.more > limit {
-			return fmt.Errorf("%w: %d entries more than the %d in use, map %s holds %d", ErrPolicyFull, m.more, m.now, m.name, limit)
+		if limit := int(w.maps.open[m.name].MaxEntries()); m.more > 0 && m.now+2*m.more > limit {
+			return fmt.Errorf("%w: %d entries more than the %d in use, map %s holds %d, and as many must stay free as are added", ErrPolicyFull, m.more, m.now, m.name, limit)
 		}
 	}
 	return nil
@@ -242,6 +250,9 @@ func (w *policyWriter) room(singles, ranges int) error {
 func (w *policyWriter) write(t *verdictTable) error {
 	if t == nil || t.id != 0 {
 		return nil
+	}
+	if t.overflows {
+		return fmt.Errorf("%w: the table has more entries than the map holds", ErrPolicyFull)
 	}
 	if err := w.room(t.singles, t.ranges); err != nil {
 		return err
@@ -276,7 +287,7 @@ func asFull(err error) error {
 // when only whole identities come or go: a packet asks for one identity, and for its entries from the most specific on.
 // So the specific come first and go last, and each packet sees what was before or what will be.
 func (w *policyWriter) change(now, next *verdictTable) bool {
-	if now.flags != next.flags {
+	if now.flags != next.flags || next.overflows {
 		return false
 	}
 	var come, leave []policy.Key
