@@ -46,7 +46,7 @@ type heldPolicy struct {
 	before *networkingv1.NetworkPolicySpec
 	// lingering: the object is gone with its namespace, and pods of it are still on this node.
 	lingering bool
-	// namespace is the one with which it went, where somebody knew; another of that name is not its.
+	// namespace is the one in which it is, or was, where somebody knew; another of that name is not its.
 	namespace types.UID
 }
 
@@ -136,12 +136,16 @@ const (
 
 // fates says what becomes of the policies that are not in list. Again tells that it has to be asked again soon.
 func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy, deleted map[policy.Ref]uint64) (fates map[policy.Ref]fate, again bool) {
-	present := make(map[policy.Ref]bool, len(list))
+	present := make(map[policy.Ref]types.UID, len(list))
 	for i := range list {
-		present[policy.RefOf(&list[i])] = true
+		present[policy.RefOf(&list[i])] = list[i].UID
 	}
 	fates = map[policy.Ref]fate{}
-	ask, gone := map[string][]policy.Ref{}, map[string]types.UID{}
+	type namespace struct {
+		name string
+		uid  types.UID
+	}
+	ask, gone := map[namespace][]policy.Ref{}, map[namespace][]policy.Ref{}
 	p.applying.Lock()
 	inUse := map[string]bool{}
 	for _, e := range p.pods() {
@@ -155,11 +159,18 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 		}
 	}
 	for ref, h := range n.held {
-		if h.lingering && inUse[ref.Namespace] {
-			gone[ref.Namespace] = h.namespace
+		uid, there := present[ref]
+		if there && h.namespace == "" {
+			var ns corev1.Namespace
+			_ = p.cache.Get(ctx, types.NamespacedName{Name: ref.Namespace}, &ns) // else the next time
+			h.namespace = ns.UID
+		}
+		home := namespace{ref.Namespace, h.namespace}
+		if inUse[ref.Namespace] && (h.lingering || there && uid != h.object.UID && h.namespace != "") {
+			gone[home] = append(gone[home], ref)
 		}
 		switch {
-		case present[ref]:
+		case there:
 		case h.whence == fromLive && time.Since(h.since) < seenSafely:
 			again = true
 		case !inUse[ref.Namespace]:
@@ -167,28 +178,31 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 		case h.lingering:
 			fates[ref] = lingers
 		default:
-			ask[ref.Namespace] = append(ask[ref.Namespace], ref)
+			ask[home] = append(ask[home], ref)
 		}
 	}
 	p.applying.Unlock()
 	went := map[policy.Ref]types.UID{}
-	for namespace, uid := range gone {
-		back, err := p.cameBack(ctx, namespace, uid)
+	for home, refs := range gone {
+		back, err := p.cameBack(ctx, home.name, home.uid)
 		if err != nil {
-			p.log.Info("policies of a namespace that went stay until the API server says whether this is another", "namespace", namespace, "error", err.Error())
+			p.log.Info("policies of a namespace that went stay until the API server says whether this is another", "namespace", home.name, "error", err.Error())
 			again = true
 			continue
 		}
-		for ref, f := range fates {
-			if back && ref.Namespace == namespace && f == lingers {
+		for _, ref := range refs {
+			if back && fates[ref] == lingers {
 				fates[ref] = goes
 			}
 		}
 	}
-	for namespace, refs := range ask {
-		uid, going, err := p.going(ctx, namespace)
+	for home, refs := range ask {
+		uid, going, err := p.going(ctx, home.name)
+		if err == nil && !going && home.uid != "" && home.uid != uid {
+			err = p.closeOrphans(ctx, home.name)
+		}
 		if err != nil {
-			p.log.Info("policies stay until the API server says whether their namespace is being deleted", "namespace", namespace, "error", err.Error())
+			p.log.Info("policies stay until the API server says whether their namespace is being deleted", "namespace", home.name, "error", err.Error())
 			again = true
 			continue
 		}
@@ -201,7 +215,7 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 	p.applying.Lock()
 	defer p.applying.Unlock()
 	for ref, uid := range went {
-		if h := n.held[ref]; h != nil {
+		if h := n.held[ref]; h != nil && h.namespace == "" {
 			h.namespace = uid
 		}
 	}
@@ -264,8 +278,8 @@ func (p *Policies) going(ctx context.Context, namespace string) (types.UID, bool
 	return ns.UID, ns.DeletionTimestamp != nil, nil
 }
 
-// cameBack tells whether there is a namespace again under the name of one that went. Pods of the one before may still be
-// on this node, long after their objects: what they were promised has no object any more, so they are closed.
+// cameBack tells whether there is a namespace again under the name of one that went, and then closes what the one before
+// has left.
 func (p *Policies) cameBack(ctx context.Context, namespace string, before types.UID) (bool, error) {
 	var ns corev1.Namespace
 	if err := p.cache.Get(ctx, types.NamespacedName{Name: namespace}, &ns); err != nil || before != "" && ns.UID == before {
@@ -278,6 +292,12 @@ func (p *Policies) cameBack(ctx context.Context, namespace string, before types.
 	if ns.UID == before || before == "" && ns.DeletionTimestamp != nil {
 		return false, nil
 	}
+	return true, p.closeOrphans(ctx, namespace)
+}
+
+// closeOrphans closes the pods of a namespace whose objects are gone. Where the namespace was deleted and made again they
+// are those of the one before: what they were promised has no object any more.
+func (p *Policies) closeOrphans(ctx context.Context, namespace string) error {
 	p.applying.Lock()
 	endpoints := p.pods()
 	p.applying.Unlock()
@@ -289,7 +309,7 @@ func (p *Policies) cameBack(ctx context.Context, namespace string, before types.
 		var pod corev1.Pod
 		found, err := p.liveGet(ctx, types.NamespacedName{Namespace: namespace, Name: e.Pod.Name}, &pod)
 		if err != nil {
-			return false, err
+			return err
 		}
 		if !found || !isPod(&pod, e.Pod.UID) {
 			orphans = append(orphans, e.Attachment)
@@ -301,7 +321,7 @@ func (p *Policies) cameBack(ctx context.Context, namespace string, before types.
 	for _, a := range orphans {
 		p.orphans[a] = true
 	}
-	return true, nil
+	return nil
 }
 
 // liveGet asks the API server whether it has an object.

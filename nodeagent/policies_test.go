@@ -452,10 +452,13 @@ func TestPoliciesOfANamespaceDoNotOutliveIt(t *testing.T) {
 	for name, row := range map[string]struct {
 		// known: the namespace was seen while it was being deleted.
 		known, restart, deletedAgain bool
+		// policies of the new namespace, which let everybody in.
+		policies int
 	}{
 		"seen while it was deleted":           {known: true},
 		"gone when somebody looked":           {},
 		"the agent is restarted":              {known: true, restart: true},
+		"the new one has policies, too":       {known: true, policies: 3},
 		"the new one is already deleted, too": {known: true, deletedAgain: true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -497,15 +500,18 @@ func TestPoliciesOfANamespaceDoNotOutliveIt(t *testing.T) {
 			young := p.endpoint(2, "a", "web", 300)
 			young.Pod.UID = "new"
 			nodetest.Must(t, p.Admit(t.Context(), young)())
+			for i := range row.policies {
+				p.cache.policies = append(p.cache.policies, p.policy("a", fmt.Sprintf("open-%d", i), allow(fromBlock("0.0.0.0/0"))))
+			}
 			p.live.away = errors.New("connection refused")
 			if r := p.reconcile(); r.RequeueAfter == 0 {
 				t.Error("nobody asks again")
 			}
-			p.expectIngress(1, true, 0)
+			p.expectIngress(1, true, min(row.policies, 1))
 			p.live.away = nil
 			for range 2 {
 				p.reconcile()
-				p.expectIngress(2, false, 0)
+				p.expectIngress(2, row.policies > 0, min(row.policies, 1))
 				for side, table := range map[string]*policy.Table{"ingress": p.kernel.pods[1].Ingress, "egress": p.kernel.pods[1].Egress} {
 					if table == nil || len(table.Entries) > 0 {
 						t.Errorf("%s of the pod of a namespace that is gone: %+v, want closed", side, table)
@@ -518,11 +524,60 @@ func TestPoliciesOfANamespaceDoNotOutliveIt(t *testing.T) {
 			p.reconcile()
 			nodetest.Must(t, p.Dismiss(old))
 			p.reconcile()
-			p.expectIngress(2, false, 0)
+			p.expectIngress(2, row.policies > 0, min(row.policies, 1))
+			if p.networks.held[policy.Ref{Kind: policy.KindNetworkPolicy, Namespace: "a", Name: "deny"}] != nil {
+				t.Error("the first namespace's policy is still there")
+			}
 			if last, _ := p.lastPolicies(); len(last.Orphans) > 0 {
 				t.Errorf("remembered for ever: %v", last.Orphans)
 			}
 		})
+	}
+}
+
+// As before, but nobody looked while the namespace was away: its policy is gone or has the name of one of the new one's,
+// and what the pod that is left had was nobody's any more. It was open.
+func TestPodOfANamespaceThatCameBackUnseenIsClosed(t *testing.T) {
+	for name, after := range map[string][]networkingv1.NetworkPolicySpec{
+		"without policies":           nil,
+		"with a policy of that name": {allow(fromBlock("0.0.0.0/0"))},
+	} {
+		for _, restart := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, restart %t", name, restart), func(t *testing.T) {
+				p := newPoliced(t)
+				p.cache.uids, p.live.uids = map[string]types.UID{"a": "first"}, map[string]types.UID{"a": "first", "a/web-1": "old"}
+				first := p.policy("a", "deny", closed)
+				first.UID = "first"
+				p.cache.policies = append(p.cache.policies, first)
+				p.reconcile()
+				old := p.endpoint(1, "a", "web", 300)
+				old.Pod.UID = "old"
+				nodetest.Must(t, p.Admit(t.Context(), old)())
+				p.reconcile()
+				if restart {
+					p.remember()
+					p.restart()
+					p.wiring[1] = old
+				}
+				p.cache.policies = nil
+				for _, spec := range after {
+					next := p.policy("a", "deny", spec)
+					next.UID = "second"
+					p.cache.policies = append(p.cache.policies, next)
+				}
+				p.cache.uids = map[string]types.UID{"a": "second"}
+				p.live.uids = map[string]types.UID{"a": "second", "a/web-2": "new"}
+				young := p.endpoint(2, "a", "web", 300)
+				young.Pod.UID = "new"
+				p.wiring[2] = young
+				p.reconcile()
+				p.expectIngress(2, len(after) > 0, len(after))
+				p.expectIngress(1, true, 0)
+				if p.kernel.pods[1].Egress == nil {
+					t.Error("it may still send")
+				}
+			})
+		}
 	}
 }
 
