@@ -9,11 +9,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	observerpb "github.com/cilium/cilium/api/v1/observer"
+	"google.golang.org/protobuf/encoding/protojson"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -59,6 +62,7 @@ const parallel = 4
 type collector struct {
 	Options
 	c       *cluster.Cluster
+	hubble  *cluster.Hubble
 	archive *archive
 	mu      sync.Mutex
 	// missing is what could not be had, each with why.
@@ -73,7 +77,7 @@ func Collect(ctx context.Context, c *cluster.Cluster, o Options) (*Result, error
 	if err != nil {
 		return nil, err
 	}
-	r := &collector{Options: o, c: c, archive: a}
+	r := &collector{Options: o, c: c, hubble: c.Hubble(), archive: a}
 	var gate sync.WaitGroup
 	slots := make(chan struct{}, parallel)
 	run := func(what string, do func(context.Context) error) {
@@ -287,15 +291,73 @@ func (r *collector) node(ctx context.Context, node string) error {
 	return errors.Join(append(failed, r.flows(ctx, node, folder))...)
 }
 
-// flows are the last events of a node, one a line.
+// flows are the last ones of a node, with names and policies, as `kubectl hubble flows --input-file` reads them. Where they
+// cannot be had, what the monitor remembers stands in: the same packets in numbers and addresses.
 func (r *collector) flows(ctx context.Context, node, folder string) error {
 	if r.Flows == 0 {
 		return nil
 	}
+	text, err := r.hubbleFlows(ctx, node)
+	if err == nil {
+		return r.archive.put(folder+"flows.jsonl", text)
+	}
 	var out bytes.Buffer
 	lines := json.NewEncoder(&out)
-	err := r.c.Events(ctx, node, cluster.EventRequest{Last: r.Flows}, func(m flow.Message) error { return lines.Encode(m) })
-	return errors.Join(err, r.archive.put(folder+"flows.jsonl", out.Bytes()))
+	events := r.c.Events(ctx, node, cluster.EventRequest{Last: r.Flows}, func(m flow.Message) error { return lines.Encode(m) })
+	return errors.Join(fmt.Errorf("flows (monitor.jsonl has their packets, without names and policies): %w", err),
+		events, r.archive.put(folder+"monitor.jsonl", out.Bytes()))
+}
+
+// hubbleFlows asks the node's Hubble server.
+func (r *collector) hubbleFlows(ctx context.Context, node string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.NodeTimeout/2) // something must be left for the monitor
+	defer cancel()
+	pod, err := r.c.AgentPod(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := r.hubble.Token(ctx); err != nil {
+		return nil, err
+	}
+	n, err := r.hubble.Node(pod)
+	if err != nil {
+		return nil, err
+	}
+	defer n.Close() //nolint:errcheck // all was read, or that failed already
+	answer, err := n.GetFlows(ctx, &observerpb.GetFlowsRequest{Number: uint64(r.Flows)})
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	for {
+		m, err := answer.Recv()
+		if errors.Is(err, io.EOF) {
+			return out.Bytes(), nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		line, err := flowLine(m)
+		if err != nil {
+			return nil, err
+		}
+		out.Write(line)
+	}
+}
+
+// flowLine is a message as `kubectl hubble flows -o json` writes it, its texts looked through.
+func flowLine(m *observerpb.GetFlowsResponse) ([]byte, error) {
+	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	var whole any
+	if err := json.Unmarshal(text, &whole); err != nil {
+		return nil, err
+	}
+	kept, _ := everything.keep(whole)
+	text, err = json.Marshal(kept)
+	return append(text, '\n'), err
 }
 
 // summary says what is in the archive, what is not, and why.
