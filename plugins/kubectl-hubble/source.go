@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,6 +59,8 @@ type target struct {
 type source struct {
 	targets []target
 	remark  func(string)
+	// lasts is tokenLasts unless said; tests have less patience.
+	lasts time.Duration
 }
 
 // Flows calls each for every flow wanted, in the order of time as far as the nodes' clocks agree: past ones exactly, live
@@ -216,7 +219,7 @@ func (s *source) stream(ctx context.Context, t target, req *observerpb.GetFlowsR
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
-		case status.Code(err) == codes.Unauthenticated && time.Since(began) > tokenLasts:
+		case status.Code(err) == codes.Unauthenticated && time.Since(began) > cmp.Or(s.lasts, tokenLasts):
 			return errOver
 		case err != nil:
 			return nodeError(t.node, err)
