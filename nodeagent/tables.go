@@ -79,7 +79,10 @@ func makeTables(w world) tables {
 			}
 		}
 	}
-	for _, n := range nodes {
+	// Of those who say that they have one address, the node that was there first is believed: its agent cannot change that.
+	first := slices.Clone(nodes)
+	slices.SortStableFunc(first, func(a, b v1alpha1.CiliumNode) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
+	for _, n := range first {
 		if n.Name == w.self {
 			continue
 		}

@@ -40,6 +40,33 @@ func dualSpec() v1alpha1.CiliumConfigSpec {
 	}}
 }
 
+// A node that joins, or its agent, cannot take the address of another by its name.
+func TestAnAddressIsOfTheNodeThatWasThereFirst(t *testing.T) {
+	at := func(n v1alpha1.CiliumNode, second int64) v1alpha1.CiliumNode {
+		n.CreationTimestamp = metav1.Unix(second, 0)
+		return n
+	}
+	me := at(ciliumNode("me", "192.0.2.1", "", "10.1.0.0/24"), 1)
+	thief := at(ciliumNode("a-thief", "192.0.2.7", "2001:db8::7", "10.1.7.0/24"), 3)
+	victim := at(ciliumNode("victim", "192.0.2.2", "2001:db8::2", "10.1.2.0/24"), 2)
+	for _, a := range []string{"192.0.2.2", "2001:db8::2", "10.1.2.9", "192.0.2.1"} {
+		thief.Status.Addresses = append(thief.Status.Addresses, v1alpha1.NodeAddress{Type: v1alpha1.NodeInternalIP, Address: a})
+	}
+	for _, nodes := range [][]v1alpha1.CiliumNode{{me, thief, victim}, {victim, thief, me}} {
+		got := makeTables(world{self: "me", spec: dualSpec(), nodes: nodes, slices: []v1alpha1.CiliumEndpointSlice{slice("a-thief-1", "a-thief", pod("p", 300, "10.1.2.5"))}})
+		for address, want := range map[string]string{"192.0.2.2": "192.0.2.2", "2001:db8::2": "192.0.2.2", "192.0.2.7": "192.0.2.7"} {
+			if p := got.peers[netip.MustParseAddr(address)]; p.Node != netip.MustParseAddr(want) || p.Flags != node {
+				t.Errorf("%s is of %+v, want %s", address, p, want)
+			}
+		}
+		for _, address := range []string{"10.1.2.9", "10.1.2.5", "192.0.2.1"} {
+			if p, ok := got.peers[netip.MustParseAddr(address)]; ok {
+				t.Errorf("%s is of %+v", address, p)
+			}
+		}
+	}
+}
+
 // text makes tables comparable by eye.
 func text(t tables) map[string]string {
 	out := map[string]string{}
