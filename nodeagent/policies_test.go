@@ -848,7 +848,7 @@ func TestPolicyThatDoesNotFitStopsNobodyElse(t *testing.T) {
 	p.admit(3, "a", "free", 302)
 	p.expectIngress(3, false, 0)
 	exception("large")
-	if x := p.Progress().Exceptions[0]; !strings.HasPrefix(x.Message, "it isolates the pods that it selects, and allows them nothing: ") || !strings.Contains(x.Message, "31 prefixes") {
+	if x := p.Progress().Exceptions[0]; !strings.HasPrefix(x.Message, "it isolates the pods that it selects and allows them nothing, for it does not fit: ") || !strings.Contains(x.Message, "31 prefixes") {
 		t.Errorf("%+v", x)
 	}
 	if _, c := p.Shown(web); c.Status != metav1.ConditionFalse || c.Reason != reasonTableFull {
@@ -877,7 +877,7 @@ func TestPolicyThatDoesNotFitStopsNobodyElse(t *testing.T) {
 	p.restart(p.endpoint(1, "b", "db", 301), web)
 	p.reconcile()
 	exception("large")
-	if !strings.HasPrefix(p.Progress().Exceptions[0].Message, "the version before stays in force: ") {
+	if !strings.HasPrefix(p.Progress().Exceptions[0].Message, "the version before stays in force, for it does not fit: ") {
 		t.Errorf("%+v", p.Progress())
 	}
 	p.admit(4, "a", "web", 300)

@@ -99,9 +99,9 @@ func fullText(e *endpoint.Endpoint, err error) string {
 
 func leftOutText(why policy.LeftOut) string {
 	if why.Before {
-		return fmt.Sprintf("the version before stays in force: %v", why.Err)
+		return fmt.Sprintf("the version before stays in force, for %v", why.Err)
 	}
-	return fmt.Sprintf("it isolates the pods that it selects, and allows them nothing: %v", why.Err)
+	return fmt.Sprintf("it isolates the pods that it selects and allows them nothing, for %v", why.Err)
 }
 
 func sortedIDs(failed map[uint16]error) []uint16 {

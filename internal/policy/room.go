@@ -12,7 +12,7 @@ import (
 )
 
 // ErrNoRoom says that a policy does not fit beside what is in force.
-var ErrNoRoom = errors.New("no room")
+var ErrNoRoom = errors.New("it does not fit")
 
 // Limits are how much a node's kernel holds; 0 is no limit. What comes into force must leave as much free as it takes: so
 // that a policy can be changed, old and new side by side, and no large one ever takes the room of the small.
@@ -126,7 +126,7 @@ func (e *Engine) fit(rules []*rule) error {
 			}
 		}
 		if len(more) > 0 && len(e.classes.numbers)+2*len(more) > e.limits.Prefixes {
-			return fmt.Errorf("%w: it names %d prefixes more than the %d that policies of this node's pods name; there are %d, and as many must stay free as it takes",
+			return fmt.Errorf("%w: %d prefixes are new to this node, %d of %d are in use, and as many as come must stay free",
 				ErrNoRoom, len(more), len(e.classes.numbers), e.limits.Prefixes)
 		}
 	}
@@ -137,7 +137,7 @@ func (e *Engine) fit(rules []*rule) error {
 			have, limit int
 		}{{"single ports", singles, e.limits.Singles}, {"port ranges", ranges, e.limits.Ranges}} {
 			if side.limit > 0 && 2*side.have > side.limit {
-				return fmt.Errorf("%w: its %s rules are at least %d entries of %s, of which a policy may have %d", ErrNoRoom, d, side.have, side.what, side.limit/2)
+				return fmt.Errorf("%w: its %s rules are %d entries for %s or more, and a policy may have %d", ErrNoRoom, d, side.have, side.what, side.limit/2)
 			}
 		}
 	}
