@@ -32,9 +32,9 @@ const (
 	policyPatience = time.Second
 	// policyRetry is when something that did not fit, or somebody who did not answer, is tried again.
 	policyRetry = 5 * time.Second
-	// maxPasses bounds how often tables and classes are written for one change: three are enough for a policy that gives
-	// up one prefix for another.
-	maxPasses = 8
+	// maxPasses bounds how often tables and classes are written for one change. Three are enough for a policy that gives
+	// up one prefix for another; each policy that had no room, and finds it in what another gave up, takes three more.
+	maxPasses = 64
 	// learnedRest is how long an identity that was told of stays without a pod or an object that has it.
 	learnedRest = 30 * time.Second
 )

@@ -157,28 +157,30 @@ func upwards(p netip.Prefix, shortest int) iter.Seq[netip.Prefix] {
 // block is a Block that is asked for one prefix in a time that does not grow with the number of exceptions.
 type block struct {
 	Block
-	except map[netip.Prefix]struct{}
-	// lengths of the exceptions.
+	// except and the lengths that occur in it; nil before the first question: most policies are about no pod of this node.
+	except  map[netip.Prefix]struct{}
 	lengths []int
 	// blurred as of classes.changes.
 	blurred map[netip.Prefix]struct{}
 	asOf    uint64
 }
 
-func newBlock(b Block) *block {
-	out := &block{Block: b, except: make(map[netip.Prefix]struct{}, len(b.Except))}
+func (b *block) index() {
+	b.except = make(map[netip.Prefix]struct{}, len(b.Except))
 	for _, e := range b.Except {
-		out.except[e] = struct{}{}
-		if !slices.Contains(out.lengths, e.Bits()) {
-			out.lengths = append(out.lengths, e.Bits())
+		b.except[e] = struct{}{}
+		if !slices.Contains(b.lengths, e.Bits()) {
+			b.lengths = append(b.lengths, e.Bits())
 		}
 	}
-	return out
 }
 
 // excepts tells whether a prefix lies inside an Except. Each is a class of its own, so a class lies either inside one or
 // outside of all.
 func (b *block) excepts(p netip.Prefix) bool {
+	if b.except == nil {
+		b.index()
+	}
 	return slices.ContainsFunc(b.lengths, func(bits int) bool {
 		if bits > p.Bits() {
 			return false

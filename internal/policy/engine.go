@@ -99,7 +99,7 @@ func (r *rule) addBlock(b Block) {
 	if r.around == nil {
 		r.around = map[netip.Prefix][]*block{}
 	}
-	r.blocks = append(r.blocks, newBlock(b))
+	r.blocks = append(r.blocks, &block{Block: b})
 	r.around[b.CIDR] = append(r.around[b.CIDR], r.blocks[len(r.blocks)-1])
 }
 
