@@ -25,6 +25,7 @@ type streamResult struct {
 	Lost     int64  `json:"lost"`
 	Doubled  int64  `json:"doubled"`
 	Resets   int64  `json:"resets"`
+	Again    int64  `json:"again"`
 	MaxGap   int64  `json:"maxGapMillis"`
 	Error    string `json:"error"`
 }
@@ -103,7 +104,7 @@ func finish(t *testing.T, loads []*load) {
 			continue
 		}
 		r := l.result
-		t.Logf("%-12s %-8s sent %7d  lost %3d  doubled %d  resets %d  longest gap %d ms", l.name, l.proto, r.Sent, r.Lost, r.Doubled, r.Resets, r.MaxGap)
+		t.Logf("%-12s %-8s sent %7d  lost %3d  doubled %d  resets %d  sent again on %d  longest gap %d ms", l.name, l.proto, r.Sent, r.Lost, r.Doubled, r.Resets, r.Again, r.MaxGap)
 		if r.Sent == 0 {
 			fault(t, "%s %s: nothing was sent: %s", l.name, l.proto, r.Error)
 		}

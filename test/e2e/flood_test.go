@@ -10,30 +10,33 @@ import (
 )
 
 // TestSYNFloodSparesNeighbours fills one pod's table of unanswered flows many times over, on a node whose connection
-// table is tiny, while its neighbours hold idle connections: each must still answer afterwards. The connection to the
-// world is the one that cannot do without its entry: what is masqueraded lives by it.
+// table is tiny, while its neighbours hold idle connections and begin new ones: each must answer. What goes to the world
+// is what cannot do without its entries, idle or new: what is masqueraded lives by them.
 func TestSYNFloodSparesNeighbours(t *testing.T) {
-	c := up(t, "flood", "--workers", "1", "--ip-family", "ipv4", "--cni", "ours")
+	c := up(t, "flood", "--workers", "2", "--ip-family", "ipv4", "--cni", "ours")
 	c.setMode(t, mode{"tiny tables", `{"spec":{"conntrack":{"maxEntries":1024,"unansweredPerEndpoint":128}}}`})
 	const ns = "flood"
 	dir := proberDir(t)
 	n := c.Nodes[0].Name
 	c.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+ns+"}\n---"+
-		proberPod(ns, "client", n, dir, false)+proberPod(ns, "server", n, dir, false)+proberPod(ns, "flooder", n, dir, false))
-	c.waitReady(t, ns, "client", "server", "flooder")
-	server := c.podIPs(t, ns, "server")["4"]
+		proberPod(ns, "client", n, dir, false)+proberPod(ns, "server", n, dir, false)+proberPod(ns, "flooder", n, dir, false)+
+		proberPod(ns, "far", c.Nodes[1].Name, dir, false))
+	c.waitReady(t, ns, "client", "server", "flooder", "far")
+	server, far := c.podIPs(t, ns, "server")["4"], c.podIPs(t, ns, "far")["4"]
 
 	startOutside(t, c, dir)
 	world := byFamily(c.Outside.World)["4"]
 	// One message every second: idle for a connection table, alive for us.
 	const d = 40 * time.Second
-	loads := []*load{
-		{name: "to a pod", proto: "tcp", dst: fmt.Sprintf("%s:%d", server, proberPort), results: make(chan error, 1)},
-		{name: "to the world", proto: "tcp", dst: fmt.Sprintf("%s:%d", world, proberPort), results: make(chan error, 1)},
+	var loads []*load
+	for _, to := range []struct{ name, addr string }{{"same node", server}, {"other node", far}, {"world", world}} {
+		dst := fmt.Sprintf("%s:%d", to.addr, proberPort)
+		loads = append(loads, &load{name: to.name, proto: "tcp", dst: dst, rate: 1, results: make(chan error, 1)},
+			&load{name: to.name, proto: "connect", dst: dst, rate: 4, results: make(chan error, 1)})
 	}
 	for _, l := range loads {
 		go func() {
-			out, err := c.InPod(t.Context(), ns, "client", nil, "/prober/prober", "stream", "-proto", l.proto, "-dst", l.dst, "-rate", "1", "-duration", d.String())
+			out, err := c.InPod(t.Context(), ns, "client", nil, "/prober/prober", "stream", "-proto", l.proto, "-dst", l.dst, "-rate", fmt.Sprint(l.rate), "-duration", d.String())
 			if err == nil {
 				err = json.Unmarshal([]byte(out), &l.result)
 			}
@@ -41,10 +44,11 @@ func TestSYNFloodSparesNeighbours(t *testing.T) {
 		}()
 	}
 	time.Sleep(2 * time.Second) // let the stream begin: its first message is the setup, not the test
+	began := time.Now()
 	out, err := c.InPod(t.Context(), ns, "flooder", nil, "/prober/prober", "flood", "-dst", world+":9", "-count", "200000")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("flood: %s", out)
+	t.Logf("flood of %s: %s", time.Since(began).Round(time.Millisecond), out)
 	finish(t, loads)
 }

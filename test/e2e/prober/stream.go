@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Stream is what became of a stream of numbered messages.
@@ -24,6 +26,8 @@ type Stream struct {
 	Doubled  int64 `json:"doubled"`
 	// Resets counts connections that were refused or reset.
 	Resets int64 `json:"resets"`
+	// Again counts connections on which a packet had to be sent again.
+	Again int64 `json:"again,omitempty"`
 	// MaxGap is the longest time between two answers, in milliseconds.
 	MaxGap int64  `json:"maxGapMillis"`
 	Error  string `json:"error,omitempty"`
@@ -116,7 +120,7 @@ func streamEcho(ctx context.Context, proto, dst string, rate int, d time.Duratio
 // streamConnect opens connections at a rate, sends one byte on each and waits for it to come back.
 func streamConnect(ctx context.Context, dst string, rate int, d time.Duration) Stream {
 	s := Stream{Proto: "connect"}
-	var received, resets, pending atomic.Int64
+	var received, resets, again, pending atomic.Int64
 	var lastErr atomic.Value
 	pace(ctx, rate, d, func(int64) bool {
 		s.Sent++
@@ -125,7 +129,10 @@ func streamConnect(ctx context.Context, dst string, rate int, d time.Duration) S
 			defer pending.Add(-1)
 			once, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 			defer cancel()
-			err := echo(once, "tcp", dst, 1)
+			twice, err := connect(once, dst)
+			if twice {
+				again.Add(1)
+			}
 			switch {
 			case err == nil:
 				received.Add(1)
@@ -141,12 +148,40 @@ func streamConnect(ctx context.Context, dst string, rate int, d time.Duration) S
 	for deadline := time.Now().Add(6 * time.Second); pending.Load() > 0 && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond)
 	}
-	s.Received, s.Resets = received.Load(), resets.Load()
+	s.Received, s.Resets, s.Again = received.Load(), resets.Load(), again.Load()
 	s.Lost = s.Sent - s.Received
 	if e, ok := lastErr.Load().(string); ok {
 		s.Error = e
 	}
 	return s
+}
+
+// connect opens a connection, and has a byte come back on it. again: one of its packets was sent more than once.
+func connect(ctx context.Context, dst string) (again bool, err error) {
+	c, err := dial(ctx, "tcp", dst)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	deadline, _ := ctx.Deadline()
+	_ = c.SetDeadline(deadline)
+	if _, err := c.Write([]byte{1}); err != nil {
+		return false, err
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		return false, err
+	}
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var info *unix.TCPInfo
+	var asked error
+	err = raw.Control(func(fd uintptr) { info, asked = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+	if err := errors.Join(err, asked); err != nil {
+		return false, err
+	}
+	return info.Total_retrans > 0, nil
 }
 
 // pace calls f for message 0, 1, 2, ... at rate a second until d is over, ctx ends or f says no. A late tick sends
