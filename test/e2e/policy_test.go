@@ -88,6 +88,7 @@ func TestPolicy(t *testing.T) {
 	t.Run("NothingPassesBeforeThePolicy", func(t *testing.T) { policyFirstPacket(t, c) })
 	// GHSA-8fg8-jh2h-f2hc: traffic from outside counted as the host's, and no policy held.
 	t.Run("OutsideMasqueradedIsNotHost", func(t *testing.T) { policyMasqueraded(t, c) })
+	t.Run("TooLarge", func(t *testing.T) { policyTooLarge(t, c) })
 	t.Run("Changes", func(t *testing.T) { policyChanges(t, c, false) })
 	t.Run("Conformance", func(t *testing.T) { policyConformance(t, c) })
 }
@@ -101,6 +102,76 @@ func policyConformance(t *testing.T, c *cluster) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// policyTooLarge makes a policy of more exceptions than a node has room for: its pods stay closed in its direction, and
+// no other policy and no other pod notices. When it is smaller it comes into force, and stays when it grows again.
+func policyTooLarge(t *testing.T, c *cluster) {
+	const ns = policyNamespace
+	tr := newTrace(t, c)
+	node := c.Nodes[0].Name
+	large := func(count int) string {
+		var except strings.Builder
+		for i := range count {
+			fmt.Fprintf(&except, "\n        - 198.%d.%d.%d/31", 18+i>>15, i>>7&255, i<<1&255)
+		}
+		return fmt.Sprintf(`
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: %s, name: too-large}
+spec:
+  podSelector: {matchLabels: {role: caged}}
+  policyTypes: [Egress]
+  egress:
+  - to:
+    - ipBlock:
+        cidr: 198.18.0.0/15
+        except:%s
+  - to: [{podSelector: {}}]
+`, ns, except.String())
+	}
+	left := func(what string) {
+		t.Helper()
+		eventually(t, "the policy that does not fit is told of: "+what, time.Minute, func() error {
+			out, err := c.plugin(t.Context(), "policy", "get", "too-large", "-n", ns)
+			if err == nil && !strings.Contains(out, what) {
+				err = fmt.Errorf("%s", out)
+			}
+			return err
+		})
+	}
+	c.apply(t, large(33000))
+	c.apply(t, tr.sink(ns, "target", node, "role: server", 0))
+	c.waitReady(t, ns, "target")
+	ips := c.podIPs(t, ns, "target")
+	caged, free := tr.to("caged to target", ips, "udp", "connect"), tr.to("free to target", ips, "udp", "connect")
+	forbidden("its policy does not fit", caged...)
+	c.apply(t, tr.sender(ns, "caged", node, "role: caged", caged...)+tr.sender(ns, "free", node, "role: friend", free...))
+	c.waitReady(t, ns, "caged", "free")
+	tr.flowing(t, free...)
+	left("it isolates the pods that it selects and allows them nothing, for it does not fit: 33001 prefixes are new to this node")
+	allowed("no policy is about it", free...)
+	// Another policy comes into force beside it.
+	c.apply(t, friendsOnly(ns))
+	inForce := func(name string) {
+		t.Helper()
+		if out, err := c.plugin(t.Context(), "policy", "wait", name, "-n", ns, "--timeout", "60s"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	inForce("friends-only")
+	c.kubectl(t, "-n", ns, "delete", "networkpolicy", "friends-only")
+	unsaid(caged...)
+	c.apply(t, large(5))
+	inForce("too-large")
+	tr.flowing(t, caged...)
+	allowed("the version that fits is in force", caged...)
+	c.apply(t, large(33000))
+	left("the version before stays in force, for it does not fit: 32995 prefixes are new to this node")
+	time.Sleep(time.Second)
+	tr.check(t)
+	c.kubectl(t, "-n", ns, "delete", "networkpolicy", "too-large")
+	c.kubectl(t, "-n", ns, "delete", "pods", "--all", "--grace-period=0", "--force")
 }
 
 // policyFirstPacket makes policies and the pods they select in one apply: pods that send from their first millisecond,
