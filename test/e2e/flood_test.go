@@ -32,7 +32,8 @@ func TestSYNFloodSparesNeighbours(t *testing.T) {
 	for _, to := range []struct{ name, addr string }{{"same node", server}, {"other node", far}, {"world", world}} {
 		dst := fmt.Sprintf("%s:%d", to.addr, proberPort)
 		loads = append(loads, &load{name: to.name, proto: "tcp", dst: dst, rate: 1, results: make(chan error, 1)},
-			&load{name: to.name, proto: "connect", dst: dst, rate: 4, results: make(chan error, 1)})
+			&load{name: to.name, proto: "connect", dst: dst, rate: 4, results: make(chan error, 1)},
+			&load{name: to.name, proto: "ask", dst: fmt.Sprintf("%s:%d", to.addr, proberPort+2), rate: 4, results: make(chan error, 1)})
 	}
 	for _, l := range loads {
 		go func() {

@@ -51,7 +51,7 @@ func run(ctx context.Context, args []string) error {
 		}
 		return json.NewEncoder(os.Stdout).Encode(checkAll(ctx, targets, *attempts, *timeout))
 	case "stream":
-		proto := fs.String("proto", "udp", "tcp: one long stream; udp: datagrams; connect: new TCP connections")
+		proto := fs.String("proto", "udp", "tcp: one long stream; udp: datagrams; connect: new TCP connections; ask: new UDP flows of one datagram")
 		dst := fs.String("dst", "", "address:port")
 		rate := fs.Int("rate", 100, "messages or connections a second")
 		duration := fs.Duration("duration", 10*time.Second, "how long")

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,9 +12,11 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"time"
 )
 
-// serve echoes TCP and UDP on port and says who asked over HTTP on the next one, on both families.
+// serve echoes TCP and UDP on port and says who asked over HTTP on the next one, on both families. What comes to UDP on the
+// port after that is echoed a while later, as if from far away.
 func serve(ctx context.Context, port int) error {
 	lc := net.ListenConfig{}
 	lc.SetMultipathTCP(false)
@@ -29,7 +32,7 @@ func serve(ctx context.Context, port int) error {
 	if err != nil {
 		return err
 	}
-	failed := make(chan error, len(addrs)+2)
+	failed := make(chan error, 2*len(addrs)+2)
 	go func() { failed <- echoTCP(tcp) }()
 	// One socket an address: an answer has to come from the address that was asked, and a socket of all addresses
 	// would let the routes choose.
@@ -38,14 +41,19 @@ func serve(ctx context.Context, port int) error {
 		if ip.IsLinkLocalUnicast() {
 			continue
 		}
-		udp, err := lc.ListenPacket(ctx, "udp", net.JoinHostPort(ip.String(), strconv.Itoa(port)))
-		if err != nil {
-			return err
+		for _, u := range []struct {
+			port int
+			echo func(net.PacketConn) error
+		}{{port, echoUDP}, {port + 2, echoLate}} {
+			udp, err := lc.ListenPacket(ctx, "udp", net.JoinHostPort(ip.String(), strconv.Itoa(u.port)))
+			if err != nil {
+				return err
+			}
+			if err := deepen(udp); err != nil {
+				return err
+			}
+			go func() { failed <- u.echo(udp) }()
 		}
-		if err := deepen(udp); err != nil {
-			return err
-		}
-		go func() { failed <- echoUDP(udp) }()
 	}
 	go func() { failed <- http.Serve(web, http.HandlerFunc(who)) }()
 	fmt.Fprintln(os.Stderr, "serving on", port)
@@ -79,6 +87,23 @@ func echoUDP(c net.PacketConn) error {
 		}
 		if err == nil {
 			_, _ = c.WriteTo(buf[:n], from)
+		}
+	}
+}
+
+// far is how long an answer from far away takes.
+const far = 50 * time.Millisecond
+
+func echoLate(c net.PacketConn) error {
+	buf := make([]byte, 65536)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		if err == nil {
+			late := bytes.Clone(buf[:n])
+			time.AfterFunc(far, func() { _, _ = c.WriteTo(late, from) })
 		}
 	}
 }

@@ -42,7 +42,9 @@ func stream(ctx context.Context, proto, dst string, rate int, d time.Duration) (
 	}
 	switch proto {
 	case "connect":
-		return streamConnect(ctx, dst, rate, d), nil
+		return streamNew(ctx, proto, rate, d, func(ctx context.Context) (bool, error) { return connect(ctx, dst) }), nil
+	case "ask":
+		return streamNew(ctx, proto, rate, d, func(ctx context.Context) (bool, error) { return false, echo(ctx, "udp", dst, 8) }), nil
 	case "tcp", "udp":
 		return streamEcho(ctx, proto, dst, rate, d)
 	}
@@ -117,9 +119,9 @@ func streamEcho(ctx context.Context, proto, dst string, rate int, d time.Duratio
 	return s, nil
 }
 
-// streamConnect opens connections at a rate, sends one byte on each and waits for it to come back.
-func streamConnect(ctx context.Context, dst string, rate int, d time.Duration) Stream {
-	s := Stream{Proto: "connect"}
+// streamNew begins something new at a rate, and waits until it was answered.
+func streamNew(ctx context.Context, proto string, rate int, d time.Duration, begin func(context.Context) (again bool, err error)) Stream {
+	s := Stream{Proto: proto}
 	var received, resets, again, pending atomic.Int64
 	var lastErr atomic.Value
 	pace(ctx, rate, d, func(int64) bool {
@@ -129,7 +131,7 @@ func streamConnect(ctx context.Context, dst string, rate int, d time.Duration) S
 			defer pending.Add(-1)
 			once, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 			defer cancel()
-			twice, err := connect(once, dst)
+			twice, err := begin(once)
 			if twice {
 				again.Add(1)
 			}
