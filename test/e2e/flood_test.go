@@ -27,7 +27,7 @@ func TestSYNFloodSparesNeighbours(t *testing.T) {
 	startOutside(t, c, dir)
 	world := byFamily(c.Outside.World)["4"]
 	// One message every second: idle for a connection table, alive for us.
-	const d = 40 * time.Second
+	const d = 30 * time.Second
 	var loads []*load
 	for _, to := range []struct{ name, addr string }{{"same node", server}, {"other node", far}, {"world", world}} {
 		dst := fmt.Sprintf("%s:%d", to.addr, proberPort)
