@@ -171,5 +171,6 @@ func TestUnknownInterface(t *testing.T) {
 	if err := w.maps.Maps[bpf.MapsMapPodInterfaces].Delete(uint32(loopback)); err != nil {
 		t.Fatal(err)
 	}
+	w.moved()
 	w.run("from_pod", fromA(podB4).frame()).expect(t, bpf.MapsReasonDROP_ENDPOINT_NOT_READY, shot, nil)
 }

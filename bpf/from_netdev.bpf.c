@@ -11,6 +11,7 @@
 
 #include "lib/arrive.h"
 #include "lib/deliver.h"
+#include "lib/known.h"
 #include "lib/nat.h"
 #include "lib/parse.h"
 #include "lib/peers.h"
@@ -40,7 +41,7 @@ static __always_inline int from_tunnel(struct __sk_buff *skb, struct pkt *p)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 	__u8 outer_tos = p->tos;
-	struct endpoint *local;
+	const struct endpoint *local;
 	struct vxlanhdr vxlan;
 	int r, ecn;
 
@@ -61,10 +62,10 @@ static __always_inline int from_tunnel(struct __sk_buff *skb, struct pkt *p)
 	r = parse(skb, p, ETH_HLEN + ENCAP_LEN);
 	if (r)
 		return r;
-	r = accept_tunnel(&p->node, &p->t.saddr, p->src_identity);
+	r = accept_tunnel(p, &p->node, &p->t.saddr, p->src_identity);
 	if (r)
 		return r;
-	local = bpf_map_lookup_elem(&endpoints, &p->t.daddr);
+	local = known_endpoint(p, &p->t.daddr);
 	if (!local)
 		return DROP_UNKNOWN_TARGET;
 	/* The stack wants to see it come by the device to which its route leads. */
@@ -103,13 +104,11 @@ static __always_inline int from_tunnel(struct __sk_buff *skb, struct pkt *p)
 
 /* For a pod, not in the tunnel. */
 static __always_inline int from_network(struct __sk_buff *skb, struct pkt *p,
-					struct endpoint *local,
-					struct peer *peer)
+					const struct endpoint *local,
+					const struct peer *peer)
 {
 	int r;
 
-	if (!peer)
-		peer = peer_by_prefix(&p->t.saddr);
 	/* Pods speak through the tunnel, or natively: never otherwise than we would answer. */
 	if (peer && peer->flags & PEER_CLUSTER && !(peer->flags & PEER_NATIVE))
 		return DROP_UNKNOWN_SENDER;
@@ -292,8 +291,8 @@ static __always_inline int to_host(struct __sk_buff *skb, struct pkt *p)
 
 static __always_inline int enter(struct __sk_buff *skb, struct pkt *p)
 {
-	struct endpoint *local;
-	struct peer *from;
+	const struct known_peer *from;
+	const struct endpoint *local;
 	bool to_pod;
 	int r;
 
@@ -311,11 +310,12 @@ static __always_inline int enter(struct __sk_buff *skb, struct pkt *p)
 		return DROP_MARTIAN;
 	if (p->ipv6 && addr_loopback6(&p->t.saddr, &p->t.daddr))
 		return DROP_MARTIAN;
-	local = bpf_map_lookup_elem(&endpoints, &p->t.daddr);
+	local = known_endpoint(p, &p->t.daddr);
 	to_pod = local && !(local->flags & ENDPOINT_HOST);
 	/* An address of which the agent says that it is elsewhere is none of ours; that saves a pod's packets a question. */
-	from = to_pod ? peer_exact(&p->t.saddr) : NULL;
-	if (!from && bpf_map_lookup_elem(&endpoints, &p->t.saddr))
+	from = to_pod ? known_peer(p, &p->t.saddr) : NULL;
+	if (!(from && from->from == KNOWN_EXACT) &&
+	    bpf_map_lookup_elem(&endpoints, &p->t.saddr))
 		return DROP_OWN_SOURCE;
 
 	if (unlikely(p->fragment)) {
@@ -338,7 +338,8 @@ static __always_inline int enter(struct __sk_buff *skb, struct pkt *p)
 			return DROP_ENCAP_PROHIBITED;
 		return to_host(skb, p);
 	}
-	return from_network(skb, p, local, from);
+	return from_network(skb, p, local,
+			    from && from->from ? &from->peer : NULL);
 }
 
 SEC("tc")

@@ -37,7 +37,7 @@ static __always_inline int outer_header(struct __sk_buff *skb, struct pkt *p)
 
 static __always_inline int unpack(struct __sk_buff *skb, struct pkt *p)
 {
-	struct endpoint *local;
+	const struct endpoint *local;
 	int r;
 
 	p->event_flags = EVENT_TUNNEL;
@@ -48,10 +48,10 @@ static __always_inline int unpack(struct __sk_buff *skb, struct pkt *p)
 	r = parse(skb, p, ETH_HLEN);
 	if (r)
 		return r;
-	r = accept_tunnel(&p->node, &p->t.saddr, p->src_identity);
+	r = accept_tunnel(p, &p->node, &p->t.saddr, p->src_identity);
 	if (r)
 		return r;
-	local = bpf_map_lookup_elem(&endpoints, &p->t.daddr);
+	local = known_endpoint(p, &p->t.daddr);
 	if (!local)
 		return DROP_UNKNOWN_TARGET;
 	/* The inner frame's address is nobody's: the kernel calls it another host's. */

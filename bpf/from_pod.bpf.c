@@ -14,6 +14,7 @@
 #include "lib/deliver.h"
 #include "lib/fragments.h"
 #include "lib/icmp.h"
+#include "lib/known.h"
 #include "lib/nat.h"
 #include "lib/parse.h"
 #include "lib/peers.h"
@@ -74,12 +75,12 @@ static __always_inline __u32 too_big(struct __sk_buff *skb, const struct pkt *p)
 static __always_inline int speak(struct __sk_buff *skb, struct pkt *p)
 {
 	__u32 ifindex = skb->ifindex, other, home, out, mtu;
-	struct endpoint *local, *there;	/* this node's; and a pod's */
-	struct pod_interface *pod;
+	const struct endpoint *local, *there;	/* this node's; and a pod's */
+	const struct pod_interface *pod;
 	struct conn *c = NULL;
 	int r;
 
-	pod = bpf_map_lookup_elem(&pod_interfaces, &ifindex);
+	pod = known_pod(p, ifindex);
 	if (!pod)
 		return DROP_ENDPOINT_NOT_READY;
 	home = pod->id;
@@ -101,7 +102,7 @@ static __always_inline int speak(struct __sk_buff *skb, struct pkt *p)
 		if (r)
 			return r;
 	}
-	local = bpf_map_lookup_elem(&endpoints, &p->t.daddr);
+	local = known_endpoint(p, &p->t.daddr);
 	r = from_pod_forbidden(p, local);
 	if (r)
 		return r;

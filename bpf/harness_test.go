@@ -73,6 +73,8 @@ type world struct {
 	maps  *ebpf.Collection
 	progs map[string]*ebpf.Collection
 	inner map[uint32]*ebpf.Map
+	// addresses is settings.addresses, which never comes back.
+	addresses uint32
 }
 
 // constants of a node with everything on.
@@ -145,6 +147,24 @@ func (w *world) put(name string, key, value any) {
 	w.t.Helper()
 	if err := w.maps.Maps[name].Put(key, value); err != nil {
 		w.t.Fatalf("map %s: %v", name, err)
+	}
+	switch name {
+	case bpf.MapsMapEndpoints, bpf.MapsMapPodInterfaces, bpf.MapsMapPeers, bpf.MapsMapPrefixes, bpf.MapsMapLiveSettings:
+		w.moved()
+	}
+}
+
+// moved ends a change of who has which address.
+func (w *world) moved() {
+	w.t.Helper()
+	var s bpf.Settings
+	if err := w.maps.Maps[bpf.MapsMapLiveSettings].Lookup(uint32(0), &s); err != nil {
+		w.t.Fatal(err)
+	}
+	w.addresses++
+	s.Addresses = w.addresses
+	if err := w.maps.Maps[bpf.MapsMapLiveSettings].Put(uint32(0), s); err != nil {
+		w.t.Fatal(err)
 	}
 }
 

@@ -430,7 +430,7 @@ type MapsSettings struct {
 	Generation     uint32
 	ReportInterval uint32
 	Flags          uint32
-	Pad            uint32
+	Addresses      uint32
 }
 
 type MapsSide uint32

@@ -98,6 +98,7 @@ struct pkt {
 	__u32 rules[2];		/* by enum side, that decided */
 	__u32 now;		/* tick */
 	__u32 generation;	/* of the verdict tables, read before any lookup */
+	__u32 addresses;	/* of settings, read before any lookup */
 	__u32 interval;		/* ticks between reports, or enum report_interval */
 	int action;		/* what the program returns when the packet is not dropped */
 	__u16 endpoint;		/* the pod of this node that the report is about */

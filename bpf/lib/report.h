@@ -36,6 +36,7 @@ static __always_inline struct pkt *begin(struct __sk_buff *skb, __u8 hook)
 	p->now = now_ns() >> 30;
 	if (s) {
 		p->generation = s->generation;
+		p->addresses = s->addresses;
 		p->interval = s->report_interval;
 	}
 	return p;

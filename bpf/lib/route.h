@@ -6,6 +6,7 @@
 #ifndef KUBE_CILIUM_ROUTE_H
 #define KUBE_CILIUM_ROUTE_H
 
+#include "known.h"
 #include "nat.h"
 #include "peers.h"
 #include "services.h"
@@ -17,11 +18,13 @@
  */
 static __subprogram int find_route(struct pkt *p, const struct conn *c)
 {
-	struct peer *peer;
+	const struct known_peer *known;
+	const struct peer *peer;
 
 	if (!c && is_service_address(&p->t.daddr))
 		return DROP_NO_SERVICE_BACKEND;
-	peer = peer_of(&p->t.daddr);
+	known = known_peer(p, &p->t.daddr);
+	peer = known && known->from ? &known->peer : NULL;
 	p->dst_identity = peer_identity(peer);
 	if (peer) {
 		__u32 flags = peer->flags;

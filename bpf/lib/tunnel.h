@@ -10,6 +10,7 @@
 
 #include "conntrack.h"
 #include "deliver.h"
+#include "known.h"
 #include "peers.h"
 
 /* Linux 6.3; Debian 12's headers are older. */
@@ -181,14 +182,17 @@ static __always_inline bool same_addr(const union addr *a,
  * The address must be the node's own, or lie where the node's addresses are.
  * Returns 0 or a drop.
  */
-static __always_inline int accept_tunnel(const union addr *outer,
+static __always_inline int accept_tunnel(const struct pkt *p,
+					 const union addr *outer,
 					 const union addr *inner, __u32 vni)
 {
-	struct peer *peer;
+	const struct known_peer *known;
+	const struct peer *peer;
 
 	if (!wire_identity(vni))
 		return DROP_INVALID_IDENTITY;
-	peer = peer_of(inner);
+	known = known_peer(p, inner);
+	peer = known && known->from ? &known->peer : NULL;
 	if (!peer || !addr_equal(&peer->node, outer))
 		return DROP_UNKNOWN_SENDER;
 	/* A host speaks as a host, and nobody else does. */

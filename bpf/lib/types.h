@@ -375,7 +375,7 @@ struct settings {
 	__u32 generation;	/* of the verdict tables */
 	__u32 report_interval;	/* ticks between reports of a live flow, or enum report_interval */
 	__u32 flags;
-	__u32 pad;
+	__u32 addresses;	/* moves on after every change of endpoints, pod_interfaces, peers and prefixes */
 };
 
 /* Values of settings.report_interval that are no number of ticks. Drops are reported with each. */

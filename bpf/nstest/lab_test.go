@@ -280,6 +280,15 @@ func (n *node) put(name string, key, value any) {
 	if err := n.maps.Maps[name].Put(key, value); err != nil {
 		n.t.Fatalf("map %s: %v", name, err)
 	}
+	switch name {
+	case bpf.MapsMapEndpoints, bpf.MapsMapPodInterfaces, bpf.MapsMapPeers, bpf.MapsMapPrefixes:
+		var s bpf.Settings
+		if err := n.maps.Maps[bpf.MapsMapLiveSettings].Lookup(uint32(0), &s); err != nil {
+			n.t.Fatal(err)
+		}
+		s.Addresses++
+		n.put(bpf.MapsMapLiveSettings, uint32(0), s)
+	}
 }
 
 // podMTU is what fits through the tunnel.

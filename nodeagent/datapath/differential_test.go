@@ -345,6 +345,8 @@ func (d *differ) packet() (compared, denied int) {
 	f.Source, f.Destination = end(from), end(to)
 	decision := d.engine.Evaluate(f)
 
+	d.d.policy.moved = true
+	must(d.t, d.d.judgeAgain())
 	ret, err := d.progs[prog].Run(&ebpf.RunOptions{Data: frame(from.addr(v6), to.addr(v6), f.Protocol, d.port, f.Port), Context: &ctx})
 	must(d.t, err)
 	home := at.id

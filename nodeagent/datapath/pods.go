@@ -245,6 +245,7 @@ func (d *Datapath) writePods(pods map[uint16]Pod, all bool) error {
 	if others {
 		d.policy.writes++
 	}
+	d.policy.moved = d.policy.moved || !first.Empty() || !second.Empty()
 	if err := delta.Apply(first, second); err != nil {
 		return fmt.Errorf("set pods: %w", err)
 	}
@@ -276,6 +277,7 @@ func (d *Datapath) removeEntries(id uint16) error {
 	if len(addrs) > 0 {
 		d.policy.writes++
 	}
+	d.policy.moved = true
 	if err := d.endpoints.Delete(addrs...); err != nil {
 		return fmt.Errorf("remove endpoint %d: %w", id, err)
 	}

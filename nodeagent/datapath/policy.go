@@ -215,11 +215,12 @@ func (d *Datapath) setPolicy(pods map[uint16]PodPolicy, classes map[netip.Prefix
 	return failed, d.judgeAgain()
 }
 
-// judgeAgain ends every change of what verdicts are made of: if there was one, this time or before, when somebody died or
-// failed between the change and this, the generation moves on. Verdicts that were asked for before carry the old number, so
-// programs judge every connection again with its next packet.
+// judgeAgain ends every change of what verdicts are made of, and of who has which address: if there was one, this time or
+// before, when somebody died or failed between the change and this, programs are told. With the next generation, every
+// connection is judged again with its next packet; with the next number of addresses, what they remember of these
+// (bpf/lib/known.h) is void.
 func (d *Datapath) judgeAgain() error {
-	if d.policy.writes == 0 {
+	if d.policy.writes == 0 && !d.policy.moved {
 		return nil
 	}
 	m := d.maps.open[bpf.MapsMapLiveSettings]
@@ -227,11 +228,16 @@ func (d *Datapath) judgeAgain() error {
 	if err := m.Lookup(uint32(0), &s); err != nil {
 		return fmt.Errorf("read live settings: %w", err)
 	}
-	s.Generation++
+	if d.policy.writes > 0 {
+		s.Generation++
+	}
+	if d.policy.moved {
+		s.Addresses++
+	}
 	if err := m.Put(uint32(0), s); err != nil {
 		return fmt.Errorf("write live settings: %w", err)
 	}
-	d.policy.writes = 0
+	d.policy.writes, d.policy.moved = 0, false
 	return nil
 }
 

@@ -50,6 +50,7 @@ func (d *Datapath) SetPeers(peers map[netip.Addr]Peer) error {
 	if others {
 		d.policy.writes++
 	}
+	d.policy.moved = d.policy.moved || !change.Empty()
 	// A peer refers to its node: the node comes first and goes last.
 	if err := delta.Apply(&nodeStage{d.maps.open[bpf.MapsMapNodes], nodes}, change); err != nil {
 		return fmt.Errorf("set peers: %w", err)
@@ -114,6 +115,7 @@ func (d *Datapath) SetPrefixes(prefixes map[netip.Prefix]Peer) error {
 	}
 	if !change.Empty() {
 		d.policy.writes++ // any prefix may change whose an address is
+		d.policy.moved = true
 	}
 	if err := delta.Apply(change); err != nil {
 		return fmt.Errorf("set prefixes: %w", err)

@@ -42,6 +42,9 @@ type policyWriter struct {
 	// writes counts changes of what verdicts are made of since the generation moved on. It begins with 1: whoever was here
 	// before may have died in between.
 	writes int
+	// moved tells of changes of endpoints, interfaces, peers and prefixes since settings.addresses moved on. True at first,
+	// for the same reason.
+	moved bool
 }
 
 // verdictTable is the entries of one table; id 0: not in the kernel.
@@ -61,7 +64,7 @@ type verdictTable struct {
 }
 
 func newPolicyWriter(m *mapSet) policyWriter {
-	return policyWriter{maps: m, writes: 1, classes: delta.New(&mapStore[bpf.PrefixKey, uint32]{m, bpf.MapsMapClasses}), seed: maphash.MakeSeed()}
+	return policyWriter{maps: m, writes: 1, moved: true, classes: delta.New(&mapStore[bpf.PrefixKey, uint32]{m, bpf.MapsMapClasses}), seed: maphash.MakeSeed()}
 }
 
 // isRange tells in which map a key lives.

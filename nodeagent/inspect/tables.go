@@ -163,8 +163,8 @@ func readers(now uint32) map[string]reader {
 		}, col("reason", maptable.Text), col("left", maptable.Number), col("refilled", maptable.Text)),
 
 		bpf.MapsMapLiveSettings: of(func(_ *uint32, v *bpf.Settings) []any {
-			return []any{number(v.Generation), reportInterval(v.ReportInterval), flags(v.Flags)}
-		}, col("generation", maptable.Number), col("reportInterval", maptable.Text), col("flags", maptable.Text)),
+			return []any{number(v.Generation), number(v.Addresses), reportInterval(v.ReportInterval), flags(v.Flags)}
+		}, col("generation", maptable.Number), col("addresses", maptable.Number), col("reportInterval", maptable.Text), col("flags", maptable.Text)),
 	}
 }
 

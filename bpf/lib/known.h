@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * This file remembers what the tables of addresses said a moment ago, in a few
+ * slots of each CPU: a hash lookup costs five times as much. What is remembered
+ * holds while settings.addresses stays, which the agent moves on after every
+ * change of these tables; a program reads it before anything else (begin()), so
+ * what it keeps is never newer than it says.
+ *
+ * A slot is the answer until the next question of its kind: each of these is
+ * asked in one place of a program.
+ */
+#ifndef KUBE_CILIUM_KNOWN_H
+#define KUBE_CILIUM_KNOWN_H
+
+#include "packet.h"
+#include "peers.h"
+
+#define KNOWN_SLOTS 1024
+
+/* Where what is known of an address comes from. */
+enum known_from {
+	KNOWN_NOBODY = 0,
+	KNOWN_EXACT = 1,	/* an entry of the address */
+	KNOWN_PREFIX = 2,	/* of a prefix */
+};
+
+struct known_interface {
+	__u32 ifindex;
+	__u32 addresses;	/* settings.addresses when the table was asked */
+	struct pod_interface pod;
+};
+
+struct known_endpoint {
+	union addr addr;
+	__u32 addresses;
+	__u32 from;		/* enum known_from */
+	struct endpoint endpoint;
+};
+
+struct known_peer {
+	union addr addr;
+	__u32 addresses;
+	__u32 from;		/* enum known_from */
+	struct peer peer;
+};
+
+/* Private to each program and CPU; never pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, KNOWN_SLOTS);
+	__type(key, __u32);
+	__type(value, struct known_interface);
+} known_interfaces SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, KNOWN_SLOTS);
+	__type(key, __u32);
+	__type(value, struct known_endpoint);
+} known_endpoints SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, KNOWN_SLOTS);
+	__type(key, __u32);
+	__type(value, struct known_peer);
+} known_peers SEC(".maps");
+
+/* Neighbours in a node's prefix have slots of their own. */
+static __always_inline __u32 known_slot(const union addr *addr)
+{
+	__u32 low = bpf_ntohl(addr->w[3]);
+
+	return (low ^ low >> 10) & (KNOWN_SLOTS - 1);
+}
+
+/* The pod behind an interface, or NULL. */
+static __always_inline const struct pod_interface *
+known_pod(const struct pkt *p, __u32 ifindex)
+{
+	__u32 slot = ifindex & (KNOWN_SLOTS - 1);
+	struct known_interface *k = bpf_map_lookup_elem(&known_interfaces, &slot);
+	struct pod_interface *pod;
+
+	if (!k)
+		return NULL;
+	if (likely(k->ifindex == ifindex && k->addresses == p->addresses))
+		return &k->pod;
+	pod = bpf_map_lookup_elem(&pod_interfaces, &ifindex);
+	if (!pod)
+		return NULL;
+	k->ifindex = ifindex;
+	k->addresses = p->addresses;
+	k->pod = *pod;
+	return &k->pod;
+}
+
+/* Who has the address on this node, or NULL. */
+static __always_inline const struct endpoint *
+known_endpoint(const struct pkt *p, const union addr *addr)
+{
+	__u32 slot = known_slot(addr);
+	struct known_endpoint *k = bpf_map_lookup_elem(&known_endpoints, &slot);
+	struct endpoint *e;
+
+	if (!k)
+		return NULL;
+	if (unlikely(k->addresses != p->addresses ||
+		     !addr_equal(&k->addr, addr))) {
+		e = bpf_map_lookup_elem(&endpoints, addr);
+		k->addr = *addr;
+		k->addresses = p->addresses;
+		k->from = KNOWN_NOBODY;
+		if (e) {
+			k->from = KNOWN_EXACT;
+			k->endpoint = *e;
+		}
+	}
+	return k->from ? &k->endpoint : NULL;
+}
+
+/* What is known of an address elsewhere. NULL cannot happen. */
+static __always_inline const struct known_peer *
+known_peer(const struct pkt *p, const union addr *addr)
+{
+	__u32 slot = known_slot(addr);
+	struct known_peer *k = bpf_map_lookup_elem(&known_peers, &slot);
+	struct peer *peer;
+
+	if (!k)
+		return NULL;
+	if (unlikely(k->addresses != p->addresses ||
+		     !addr_equal(&k->addr, addr))) {
+		k->addr = *addr;
+		k->addresses = p->addresses;
+		k->from = KNOWN_EXACT;
+		peer = peer_exact(addr);
+		if (!peer) {
+			k->from = KNOWN_PREFIX;
+			peer = peer_by_prefix(addr);
+		}
+		if (peer)
+			k->peer = *peer;
+		else
+			k->from = KNOWN_NOBODY;
+	}
+	return k;
+}
+
+#endif
