@@ -242,7 +242,7 @@ func TestEveryMapIsShown(t *testing.T) {
 "3" "" "" "UDP" "4656-4671" "allow" "0000cafe" "5"
 `,
 		bpf.MapsMapClasses:      `"192.168.0.0/16" "4"` + "\n",
-		bpf.MapsMapLiveSettings: `"4" "5s" ""` + "\n",
+		bpf.MapsMapLiveSettings: `"4" "0" "5s" ""` + "\n",
 		bpf.MapsMapDropBudgets:  `"0" "POLICY" "9" "0s"` + "\n",
 		bpf.MapsMapHooks:        "",
 		bpf.MapsMapMetrics:      fmt.Sprintf(`"to_pod" "POLICY" "true" "%d" "%d" "no policy allows it"`+"\n", 2*cpus, 100*cpus),
