@@ -277,7 +277,7 @@ func (d *Datapath) removeEntries(id uint16) error {
 	if len(addrs) > 0 {
 		d.policy.writes++
 	}
-	d.policy.moved = true
+	d.policy.moved = d.policy.moved || len(addrs)+len(indices) > 0
 	if err := d.endpoints.Delete(addrs...); err != nil {
 		return fmt.Errorf("remove endpoint %d: %w", id, err)
 	}

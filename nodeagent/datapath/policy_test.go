@@ -295,3 +295,46 @@ func TestIPv6PrefixesAreNotForIPv4(t *testing.T) {
 		})
 	}
 }
+
+// TestAddressesMoveOn: programs remember who has which address until this number changes (bpf/lib/known.h), so every
+// change of these tables must be followed by another, and only that.
+func TestAddressesMoveOn(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	pod := f.pod(9)
+	number := func() uint32 {
+		t.Helper()
+		var s bpf.Settings
+		must(t, d.maps.open[bpf.MapsMapLiveSettings].Lookup(uint32(0), &s))
+		return s.Addresses
+	}
+	far, host := netip.MustParseAddr("10.0.9.9"), netip.MustParseAddr("172.30.0.99")
+	for _, step := range []struct {
+		name   string
+		change func() error
+	}{
+		{"peers", func() error { return d.SetPeers(map[netip.Addr]Peer{far: {Identity: 77}}) }},
+		{"another identity", func() error { return d.SetPeers(map[netip.Addr]Peer{far: {Identity: 78}}) }},
+		{"another node", func() error { return d.SetPeers(map[netip.Addr]Peer{far: {Identity: 78, Node: host}}) }},
+		{"no peers", func() error { return d.SetPeers(nil) }},
+		{"prefixes", func() error {
+			return d.SetPrefixes(map[netip.Prefix]Peer{netip.MustParsePrefix("10.0.0.0/16"): {Identity: 5}})
+		}},
+		{"no prefixes", func() error { return d.SetPrefixes(nil) }},
+		{"a pod", func() error { return d.AddPod(pod) }},
+		{"no pod", func() error { return d.RemovePod(pod.ID) }},
+		{"host addresses", func() error { return d.SetHostAddresses([]netip.Addr{host}) }},
+		{"no host addresses", func() error { return d.SetHostAddresses(nil) }},
+	} {
+		before := number()
+		must(t, step.change())
+		after := number()
+		if after == before {
+			t.Errorf("%s: the number stays %d", step.name, before)
+		}
+		must(t, step.change())
+		if again := number(); again != after {
+			t.Errorf("%s once more: the number went from %d to %d", step.name, after, again)
+		}
+	}
+}
