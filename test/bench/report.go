@@ -46,6 +46,21 @@ func line(f Figure) string {
 	return fmt.Sprintf("%-14s %-28s %-24s %8.4g  %-30s %s %s", f.Figure, f.Shape, peer, f.Ratio, spread, bar(f), strings.Trim(verdict(f), "*"))
 }
 
+// spread and best are empty for a ratio of two values that were measured once.
+func spread(f Figure) string {
+	if f.P25 == 0 && f.P75 == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.3f to %.3f", f.P25, f.P75)
+}
+
+func best(f Figure) string {
+	if f.Best == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.3f", f.Best)
+}
+
 // write writes both files; the page is for people, the JSON for machines.
 func write(dir string, figures []Figure, now time.Time) error {
 	b, err := json.MarshalIndent(figures, "", "  ")
@@ -74,7 +89,7 @@ Reports of flows are switched on and off before each slice, through the live rec
 `, "`", now.UTC().Format("2006-01-02"), machine())
 	for _, f := range figures {
 		if f.Peer != "" {
-			fmt.Fprintf(&page, "| %s | %s | %s | %.3f | %.3f to %.3f | %.3f | %s | %s |\n", f.Figure, f.Shape, f.Peer, f.Ratio, f.P25, f.P75, f.Best, bar(f), verdict(f))
+			fmt.Fprintf(&page, "| %s | %s | %s | %.3f | %s | %s | %s | %s |\n", f.Figure, f.Shape, f.Peer, f.Ratio, spread(f), best(f), bar(f), verdict(f))
 		}
 	}
 	page.WriteString("\n## Sizes and times\n\n| figure | of | value | bar | |\n|---|---|---|---|---|\n")

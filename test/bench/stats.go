@@ -16,8 +16,8 @@ type Figure struct {
 	Peer  string `json:"peer"`
 	// Ratio is the median of shape / peer, P25 and P75 its quartiles. For a figure that has no peer it is the value itself, in Unit.
 	Ratio float64 `json:"ratio"`
-	P25   float64 `json:"p25"`
-	P75   float64 `json:"p75"`
+	P25   float64 `json:"p25,omitempty"`
+	P75   float64 `json:"p75,omitempty"`
 	// Best is the ratio of the rates that a tenth of the slices reach: what the least disturbed say.
 	Best float64 `json:"best,omitempty"`
 	Unit string  `json:"unit,omitempty"`
