@@ -99,6 +99,7 @@ static __always_inline struct advance *advance_of(__u32 endpoint, __u32 now)
 static __always_inline bool advance_take(__u32 endpoint, __u32 now)
 {
 	struct advance *a = advance_of(endpoint, now);
+	__u32 left;
 
 	if (!advance_size || !a)
 		return false;
@@ -106,11 +107,13 @@ static __always_inline bool advance_take(__u32 endpoint, __u32 now)
 		a->window = now ?: 1;
 		a->left = advance_size << (endpoint ? 0 : 4);
 	}
-	if (!a->left) {
+	/* Read once: two CPUs may give one place twice, but never go below none. */
+	left = *(volatile __u32 *)&a->left;
+	if (!left) {
 		a->apart = now;
 		return false;
 	}
-	a->left--;
+	a->left = left - 1;
 	return true;
 }
 
@@ -118,8 +121,13 @@ static __always_inline void advance_return(__u32 endpoint)
 {
 	struct advance *a = bpf_map_lookup_elem(&advances, &endpoint);
 
-	if (a && a->left < advance_size << (endpoint ? 0 : 4))
-		a->left++;
+	__u32 left;
+
+	if (!a)
+		return;
+	left = *(volatile __u32 *)&a->left;
+	if (left < advance_size << (endpoint ? 0 : 4))
+		a->left = left + 1;
 }
 
 /* Looks in a small table, unless nothing can be there. */
