@@ -26,7 +26,7 @@ func probeCommand() *cobra.Command {
 				}
 				numbers = append(numbers, uint16(p))
 			}
-			return probe.Serve(cmd.Context(), numbers, func() { _, _ = fmt.Fprintln(cmd.OutOrStdout(), "serving on", ports) })
+			return probe.Serve(cmd.Context(), numbers, nil, func() { _, _ = fmt.Fprintln(cmd.OutOrStdout(), "serving on", ports) })
 		},
 	}
 	serve.Flags().UintSliceVar(&ports, "port", []uint{8080}, "ports of TCP and UDP to serve on")

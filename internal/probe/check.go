@@ -60,7 +60,7 @@ func check(ctx context.Context, t Target, o Options) Result {
 		r.Attempts++
 		once, cancel := context.WithTimeout(ctx, o.Timeout)
 		start := time.Now()
-		addresses, err := ask(once, t)
+		addresses, err := Ask(once, t)
 		r.Micros = time.Since(start).Microseconds()
 		cancel()
 		if err == nil {
@@ -87,7 +87,8 @@ func words(err error, timeout time.Duration) string {
 	return err.Error()
 }
 
-func ask(ctx context.Context, t Target) ([]string, error) {
+// Ask asks once. It returns the addresses that a name has, for DNS.
+func Ask(ctx context.Context, t Target) ([]string, error) {
 	switch t.Protocol {
 	case TCP, UDP:
 		return nil, echo(ctx, t)

@@ -29,7 +29,7 @@ func TestServeAnswersWhatCheckAsks(t *testing.T) {
 	ports := freePorts(t, 2)
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- Serve(ctx, ports, func() { close(ready) }) }()
+	go func() { done <- Serve(ctx, ports, nil, func() { close(ready) }) }()
 	select {
 	case <-ready:
 	case err := <-done:
@@ -59,7 +59,7 @@ func TestServeAnswersWhatCheckAsks(t *testing.T) {
 func TestServeAnswersFromTheAddressThatWasAsked(t *testing.T) {
 	ports := freePorts(t, 1)
 	ready := make(chan struct{})
-	go func() { _ = Serve(t.Context(), ports, func() { close(ready) }) }()
+	go func() { _ = Serve(t.Context(), ports, nil, func() { close(ready) }) }()
 	<-ready
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {

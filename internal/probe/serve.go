@@ -19,9 +19,10 @@ import (
 // idle is how long a connection may say nothing before the server ends it.
 const idle = time.Minute
 
-// Serve sends every byte and every datagram back, on each port, over both families, until ctx is done. It calls ready
-// when all ports are open. A family that the kernel does not have is left out.
-func Serve(ctx context.Context, ports []uint16, ready func()) error {
+// Serve sends every byte and every datagram back, on each port, over both families, until ctx is done. It calls prepare,
+// if any, with each socket for datagrams, and ready when all ports are open. A family that the kernel does not have is
+// left out.
+func Serve(ctx context.Context, ports []uint16, prepare func(net.PacketConn) error, ready func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var open []io.Closer
@@ -51,6 +52,11 @@ func Serve(ctx context.Context, ports []uint16, ready func()) error {
 			}
 			served++
 			open = append(open, datagrams)
+			if prepare != nil {
+				if err := prepare(datagrams); err != nil {
+					return err
+				}
+			}
 			go func() { cancel(serve(datagrams)) }()
 		}
 		if served == 0 {
@@ -92,30 +98,30 @@ func serveStreams(l net.Listener) error {
 	}
 }
 
-// serve4 answers from the address that was asked: a socket of all addresses would let the routes choose one.
 func serve4(c net.PacketConn) error {
 	p := ipv4.NewPacketConn(c)
 	if err := p.SetControlMessage(ipv4.FlagDst, true); err != nil {
 		return err
 	}
-	buffer := make([]byte, 1<<16)
-	for {
-		n, asked, from, err := p.ReadFrom(buffer)
-		if errors.Is(err, net.ErrClosed) {
-			return context.Canceled
-		}
-		if err == nil && asked != nil {
-			_, _ = p.WriteTo(buffer[:n], &ipv4.ControlMessage{Src: asked.Dst}, from)
-		}
-	}
+	return serveDatagrams(p, func(m *ipv4.ControlMessage) *ipv4.ControlMessage { return &ipv4.ControlMessage{Src: m.Dst} })
 }
 
-// serve6 is serve4 for the other family.
 func serve6(c net.PacketConn) error {
 	p := ipv6.NewPacketConn(c)
 	if err := p.SetControlMessage(ipv6.FlagDst, true); err != nil {
 		return err
 	}
+	return serveDatagrams(p, func(m *ipv6.ControlMessage) *ipv6.ControlMessage { return &ipv6.ControlMessage{Src: m.Dst} })
+}
+
+// packetConn is a socket that says where a datagram went to, and takes where one comes from.
+type packetConn[Control any] interface {
+	ReadFrom([]byte) (int, *Control, net.Addr, error)
+	WriteTo([]byte, *Control, net.Addr) (int, error)
+}
+
+// serveDatagrams answers from the address that was asked: a socket of all addresses would let the routes choose one.
+func serveDatagrams[Control any](p packetConn[Control], answer func(*Control) *Control) error {
 	buffer := make([]byte, 1<<16)
 	for {
 		n, asked, from, err := p.ReadFrom(buffer)
@@ -123,7 +129,7 @@ func serve6(c net.PacketConn) error {
 			return context.Canceled
 		}
 		if err == nil && asked != nil {
-			_, _ = p.WriteTo(buffer[:n], &ipv6.ControlMessage{Src: asked.Dst}, from)
+			_, _ = p.WriteTo(buffer[:n], answer(asked), from)
 		}
 	}
 }

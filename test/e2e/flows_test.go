@@ -102,7 +102,7 @@ func TestFlows(t *testing.T) {
 	connect := func(pod, family string, want bool) string {
 		t.Helper()
 		ip := c.podIPs(t, ns, pod)[family]
-		for _, r := range c.ask(t, ns, "client", []target{{Name: pod, Proto: "tcp", Addr: ip, Port: proberPort, Size: 10}}, 1) {
+		for _, r := range c.ask(t, ns, "client", []target{question(pod, "tcp", ip, 0)}, 1) {
 			if r.OK != want {
 				t.Errorf("to %s over IPv%s: %+v, want %t", pod, family, r, want)
 			}

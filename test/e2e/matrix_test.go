@@ -23,14 +23,14 @@ var modes = []mode{
 	{"native", `{"spec":{"routing":{"mode":"Native"}}}`},
 }
 
-// probe is one column of the matrix.
-type probe struct {
+// column is one way of asking.
+type column struct {
 	name  string
 	proto string
 	size  int
 }
 
-var probes = []probe{
+var columns = []column{
 	{"TCP", "tcp", 64},
 	{"UDP", "udp", 64},
 	{"ICMP", "icmp", 56},
@@ -70,14 +70,14 @@ func TestConnectivityMatrixLagging(t *testing.T) {
 		name := fmt.Sprintf("new-%d", i)
 		c.apply(t, proberPod(matrixNamespace, name, c.Nodes[1].Name, dir, false))
 		c.waitReady(t, matrixNamespace, name)
-		var to, from []target
+		var in, out []target
 		for family, ip := range c.podIPs(t, matrixNamespace, name) {
-			to = append(to, target{Name: "to " + name + " v" + family, Proto: "udp", Addr: ip, Port: proberPort, Size: 64})
+			in = append(in, question("to "+name+" v"+family, "udp", ip, 64))
 		}
 		for family, ip := range c.podIPs(t, matrixNamespace, "client") {
-			from = append(from, target{Name: "from " + name + " v" + family, Proto: "udp", Addr: ip, Port: proberPort, Size: 64})
+			out = append(out, question("from "+name+" v"+family, "udp", ip, 64))
 		}
-		for _, r := range append(c.ask(t, matrixNamespace, "client", to, 1), c.ask(t, matrixNamespace, name, from, 1)...) {
+		for _, r := range append(c.ask(t, matrixNamespace, "client", in, 1), c.ask(t, matrixNamespace, name, out, 1)...) {
 			if !r.OK {
 				fault(t, "first datagram %s: %s", r.Name, r.Error)
 			}
@@ -256,12 +256,11 @@ func (s *matrixSetup) run(t testing.TB, title string, attempts int) {
 	targets := map[string][]target{}
 	for _, row := range s.rows {
 		for family, addr := range row.addresses {
-			for _, p := range probes {
+			for _, p := range columns {
 				if p.proto == "icmp" && !row.icmp {
 					continue
 				}
-				tg := target{Name: row.name + "/" + family + "/" + p.name, Proto: p.proto, Addr: addr, Port: proberPort, Size: p.size}
-				targets[row.from] = append(targets[row.from], tg)
+				targets[row.from] = append(targets[row.from], question(row.name+"/"+family+"/"+p.name, p.proto, addr, p.size))
 			}
 		}
 	}
@@ -274,23 +273,20 @@ func (s *matrixSetup) run(t testing.TB, title string, attempts int) {
 			cells[r.Name] = r
 		}
 	}
-	in, _ := json.Marshal(targets[""])
-	out, err := s.c.OnOutside(t.Context(), in, proberDir(t)+"/prober", "check", "-attempts", fmt.Sprint(attempts), "-timeout", "3s")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range parseResults(t, out) {
+	for _, r := range check(t, targets[""], attempts, func(in []byte, args ...string) (string, error) {
+		return s.c.OnOutside(t.Context(), in, append([]string{proberDir(t) + "/prober"}, args...)...)
+	}) {
 		cells[r.Name] = r
 	}
 	var table strings.Builder
 	fmt.Fprintf(&table, "%-18s", title)
-	for _, p := range probes {
+	for _, p := range columns {
 		fmt.Fprintf(&table, " %-14s", p.name)
 	}
 	for _, row := range s.rows {
 		for _, family := range []string{"4", "6"} {
 			fmt.Fprintf(&table, "\n%-15s v%s", row.name, family)
-			for _, p := range probes {
+			for _, p := range columns {
 				r, asked := cells[row.name+"/"+family+"/"+p.name]
 				switch {
 				case !asked && p.proto == "icmp" && !row.icmp:

@@ -53,7 +53,7 @@ func TestAPIServerAway(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancel()
-			if _, err := c.OnNode(ctx, n2, "curl", "-sf", "--max-time", "2", fmt.Sprintf("http://%s:%d/", ip, proberPort+1)); err == nil {
+			if _, err := c.OnNode(ctx, n2, saysBack(ip)...); err == nil {
 				fresh = ip
 				return nil
 			}
@@ -62,7 +62,7 @@ func TestAPIServerAway(t *testing.T) {
 	})
 	t.Logf("%.0f s after the API server went away and the agent was killed, a new pod answers", time.Since(start).Seconds())
 	// The other node cannot have heard of it: the pod's address is inside its node's prefix, and that is known.
-	if out, err := c.OnNode(t.Context(), n1, "curl", "-sf", "--max-time", "5", fmt.Sprintf("http://%s:%d/", fresh, proberPort+1)); err != nil {
+	if out, err := c.OnNode(t.Context(), n1, saysBack(fresh)...); err != nil {
 		fault(t, "the new pod does not answer the other node: %v\n%s", err, out)
 	}
 	out, err := c.OnNode(t.Context(), n1, "ctr", "-n", "k8s.io", "tasks", "exec", "--exec-id", "asks", client,
@@ -135,4 +135,9 @@ func restoreAPIServer(t *testing.T, c *cluster) {
 func execCP(c *cluster, t testing.TB, args ...string) error {
 	_, err := c.OnControlPlane(context.WithoutCancel(t.Context()), args...)
 	return err
+}
+
+// saysBack is a command that ends well when the prober of an address does.
+func saysBack(ip string) []string {
+	return []string{"timeout", "3", "bash", "-c", fmt.Sprintf(`exec 3<>/dev/tcp/%s/%d && echo hello >&3 && read -r said <&3 && [ "$said" = hello ]`, ip, proberPort)}
 }

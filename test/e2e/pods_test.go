@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/kube-cilium/kube-cilium/internal/probe"
 )
 
 const proberPort = 8080
@@ -92,32 +94,58 @@ func byFamily(ips []string) map[string]string {
 	return m
 }
 
-// target and result are the prober's, see prober/check.go.
+// target is a question with the name that the test has for it.
 type target struct {
-	Name  string `json:"name"`
-	Proto string `json:"proto"`
-	Addr  string `json:"addr"`
-	Port  int    `json:"port"`
-	Size  int    `json:"size"`
+	Name string
+	probe.Target
 }
 
 type result struct {
-	Name     string `json:"name"`
-	OK       bool   `json:"ok"`
-	Error    string `json:"error"`
-	Answer   string `json:"answer"`
-	Attempts int    `json:"attempts"`
+	Name string
+	probe.Result
+}
+
+// question asks an address for so many bytes back.
+func question(name, protocol, address string, size int) target {
+	t := target{name, probe.Target{Protocol: protocol, Host: address, Size: size}}
+	if protocol != probe.ICMP {
+		t.Port = proberPort
+	}
+	return t
+}
+
+// check asks all targets with a prober that somebody runs.
+func check(t testing.TB, targets []target, attempts int, prober func(stdin []byte, args ...string) (string, error)) []result {
+	t.Helper()
+	asked := make([]probe.Target, len(targets))
+	for i := range targets {
+		asked[i] = targets[i].Target
+	}
+	in, err := json.Marshal(asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := prober(in, "check", "-attempts", fmt.Sprint(attempts), "-timeout", "3s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answers []probe.Result
+	if err := json.Unmarshal([]byte(out), &answers); err != nil || len(answers) != len(targets) {
+		t.Fatalf("prober said %q: %v", out, err)
+	}
+	results := make([]result, len(targets))
+	for i := range targets {
+		results[i] = result{targets[i].Name, answers[i]}
+	}
+	return results
 }
 
 // ask has a pod check targets.
 func (c *cluster) ask(t testing.TB, namespace, pod string, targets []target, attempts int) []result {
 	t.Helper()
-	in, _ := json.Marshal(targets)
-	out, err := c.InPod(t.Context(), namespace, pod, in, "/prober/prober", "check", "-attempts", fmt.Sprint(attempts), "-timeout", "3s")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return parseResults(t, out)
+	return check(t, targets, attempts, func(in []byte, args ...string) (string, error) {
+		return c.InPod(t.Context(), namespace, pod, in, append([]string{"/prober/prober"}, args...)...)
+	})
 }
 
 // answers waits until every address answers the client: a Service's backends are known a moment after its pods.
@@ -125,20 +153,11 @@ func (c *cluster) answers(t testing.TB, namespace string, to map[string]string) 
 	t.Helper()
 	var targets []target
 	for name, addr := range to {
-		targets = append(targets, target{Name: name, Proto: "tcp", Addr: addr, Port: proberPort, Size: 1})
+		targets = append(targets, question(name, probe.TCP, addr, 0))
 	}
 	for _, r := range c.ask(t, namespace, "client", targets, 10) {
 		if !r.OK {
 			t.Fatalf("%s does not answer before anything was done: %s", r.Name, r.Error)
 		}
 	}
-}
-
-func parseResults(t testing.TB, out string) []result {
-	t.Helper()
-	var results []result
-	if err := json.Unmarshal([]byte(out), &results); err != nil {
-		t.Fatalf("prober said %q: %v", out, err)
-	}
-	return results
 }

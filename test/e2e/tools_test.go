@@ -102,7 +102,7 @@ func policyVerbs(t *testing.T, c *cluster) {
 			t.Errorf("explain: %v, want %s\n%s", err, want, out)
 		}
 		for family, ip := range c.podIPs(t, toolsNamespace, "web") {
-			r := c.ask(t, toolsNamespace, "client", []target{{Name: "web", Proto: "tcp", Addr: ip, Port: proberPort, Size: 64}}, 1)[0]
+			r := c.ask(t, toolsNamespace, "client", []target{question("web", "tcp", ip, 64)}, 1)[0]
 			if r.OK != (want == "allowed") {
 				t.Errorf("explain says %s, and by IPv%s: %+v", want, family, r)
 			}
@@ -129,7 +129,7 @@ spec:
 	c.kubectl(t, "-n", toolsNamespace, "delete", "networkpolicy", "web")
 	eventually(t, "web reached again", 30*time.Second, func() error {
 		for _, ip := range c.podIPs(t, toolsNamespace, "web") {
-			if r := c.ask(t, toolsNamespace, "client", []target{{Name: "web", Proto: "tcp", Addr: ip, Port: proberPort, Size: 64}}, 1)[0]; !r.OK {
+			if r := c.ask(t, toolsNamespace, "client", []target{question("web", "tcp", ip, 64)}, 1)[0]; !r.OK {
 				return fmt.Errorf("%+v", r)
 			}
 		}

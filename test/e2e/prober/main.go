@@ -16,6 +16,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/kube-cilium/kube-cilium/internal/probe"
 )
 
 func main() {
@@ -34,7 +36,7 @@ func run(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	switch args[0] {
 	case "serve":
-		port := fs.Int("port", 8080, "TCP and UDP echo port; HTTP is the next one")
+		port := fs.Int("port", 8080, "TCP and UDP echo port")
 		if err := fs.Parse(args[1:]); err != nil {
 			return err
 		}
@@ -45,11 +47,11 @@ func run(ctx context.Context, args []string) error {
 		if err := fs.Parse(args[1:]); err != nil {
 			return err
 		}
-		var targets []Target
+		var targets []probe.Target
 		if err := json.NewDecoder(os.Stdin).Decode(&targets); err != nil {
 			return fmt.Errorf("read targets from stdin: %w", err)
 		}
-		return json.NewEncoder(os.Stdout).Encode(checkAll(ctx, targets, *attempts, *timeout))
+		return json.NewEncoder(os.Stdout).Encode(probe.Check(ctx, targets, probe.Options{Timeout: *timeout, Attempts: *attempts}))
 	case "stream":
 		proto := fs.String("proto", "udp", "tcp: one long stream; udp: datagrams; connect: new TCP connections; ask: new UDP flows of one datagram")
 		dst := fs.String("dst", "", "address:port")

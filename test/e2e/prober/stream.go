@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kube-cilium/kube-cilium/internal/probe"
 )
 
 // Stream is what became of a stream of numbered messages.
@@ -44,7 +46,14 @@ func stream(ctx context.Context, proto, dst string, rate int, d time.Duration) (
 	case "connect":
 		return streamNew(ctx, proto, rate, d, func(ctx context.Context) (bool, error) { return connect(ctx, dst) }), nil
 	case "ask":
-		return streamNew(ctx, proto, rate, d, func(ctx context.Context) (bool, error) { return false, echo(ctx, "udp", dst, 8) }), nil
+		to, err := probe.ParseTarget("udp://" + dst)
+		if err != nil {
+			return Stream{}, err
+		}
+		return streamNew(ctx, proto, rate, d, func(ctx context.Context) (bool, error) {
+			_, err := probe.Ask(ctx, to)
+			return false, err
+		}), nil
 	case "tcp", "udp":
 		return streamEcho(ctx, proto, dst, rate, d)
 	}
@@ -117,6 +126,12 @@ func streamEcho(ctx context.Context, proto, dst string, rate int, d time.Duratio
 	s.Sent = sent
 	s.Lost = s.Sent - s.Received
 	return s, nil
+}
+
+func dial(ctx context.Context, proto, dst string) (net.Conn, error) {
+	d := net.Dialer{FallbackDelay: -1}
+	d.SetMultipathTCP(false)
+	return d.DialContext(ctx, proto, dst)
 }
 
 // streamNew begins something new at a rate, and waits until it was answered.
