@@ -103,7 +103,7 @@ static __always_inline bool advance_take(__u32 endpoint, __u32 now)
 
 	if (!advance_size || !a)
 		return false;
-	if (now - a->window >= LIFETIME_UNANSWERED) {
+	if ((__s32)(now - a->window) >= LIFETIME_UNANSWERED) {
 		a->window = now ?: 1;
 		a->left = advance_size << (endpoint ? 0 : 4);
 	}
@@ -120,7 +120,6 @@ static __always_inline bool advance_take(__u32 endpoint, __u32 now)
 static __always_inline void advance_return(__u32 endpoint)
 {
 	struct advance *a = bpf_map_lookup_elem(&advances, &endpoint);
-
 	__u32 left;
 
 	if (!a)
@@ -139,7 +138,9 @@ static __always_inline struct conn *unanswered_find(__u32 table,
 	struct conn *c;
 	void *inner;
 
-	if (advance_size && a && now - a->apart > LIFETIME_UNANSWERED)
+	/* Signed: another CPU's tick may be a step ahead. */
+	if (advance_size && a &&
+	    (__s32)(now - a->apart) > LIFETIME_UNANSWERED)
 		return NULL;
 	inner = bpf_map_lookup_elem(&unanswered, &table);
 	c = inner ? bpf_map_lookup_elem(inner, k) : NULL;
