@@ -55,6 +55,8 @@ type networkPolicies struct {
 	held map[policy.Ref]*heldPolicy
 	// newest resourceVersion of a deletion that was taken.
 	newest uint64
+	// unasked are namespaces that may have come back -> the one before: the API server could not say.
+	unasked map[string]types.UID
 
 	mu      sync.Mutex
 	deleted map[policy.Ref]uint64 // deletions that the cache has told of since the last takeDeleted
@@ -112,13 +114,36 @@ func (p *Policies) hold(o *networkingv1.NetworkPolicy, from whence) error {
 		Spec:       o.Spec,
 	}
 	h := &heldPolicy{object: kept, version: versionOf(o), whence: from, since: time.Now(), notes: notes, err: err}
-	if last := p.networks.held[ref]; last != nil && last.err == nil {
+	last := p.networks.held[ref]
+	if last != nil && last.object.UID == o.UID {
+		h.namespace = last.namespace
+	}
+	if last != nil && last.err == nil {
 		if h.before = last.before; h.before == nil {
 			h.before = &last.object.Spec
 		}
 	}
 	p.networks.held[ref] = h
 	return err
+}
+
+// place notes the namespace of a policy. One that is younger than the policy is not its own but a later one of the name:
+// the cache has namespaces and policies from two streams. Its own may be known late, so that the last one counts.
+func (p *Policies) place(o *networkingv1.NetworkPolicy, ns *corev1.Namespace) {
+	h := p.networks.held[policy.RefOf(o)]
+	if h == nil || h.object.UID != o.UID || ns.UID == "" || ns.CreationTimestamp.After(o.CreationTimestamp.Time) {
+		return
+	}
+	h.namespace = ns.UID
+}
+
+// namespace is one as the cache has it; without UID where it does not.
+func (p *Policies) namespace(ctx context.Context, name string) *corev1.Namespace {
+	var ns corev1.Namespace
+	if err := p.cache.Get(ctx, types.NamespacedName{Name: name}, &ns); err != nil {
+		return &corev1.Namespace{} // its coming is told
+	}
+	return &ns
 }
 
 // fate of a policy that the cache does not have. Without one it stays: it may be on its way into the cache, or nobody
@@ -152,6 +177,11 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 		inUse[e.Pod.Namespace] = true
 	}
 	n := &p.networks
+	for name, uid := range n.unasked {
+		if inUse[name] {
+			gone[namespace{name, uid}] = nil
+		}
+	}
 	for ref, v := range deleted {
 		n.newest = max(n.newest, v)
 		if h := n.held[ref]; h != nil && h.whence == fromLive && h.version <= v {
@@ -160,13 +190,8 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 	}
 	for ref, h := range n.held {
 		uid, there := present[ref]
-		if there && h.namespace == "" {
-			var ns corev1.Namespace
-			_ = p.cache.Get(ctx, types.NamespacedName{Name: ref.Namespace}, &ns) // else the next time
-			h.namespace = ns.UID
-		}
 		home := namespace{ref.Namespace, h.namespace}
-		if inUse[ref.Namespace] && (h.lingering || there && uid != h.object.UID && h.namespace != "") {
+		if inUse[ref.Namespace] && (h.lingering || there && uid != h.object.UID) {
 			gone[home] = append(gone[home], ref)
 		}
 		switch {
@@ -182,12 +207,12 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 		}
 	}
 	p.applying.Unlock()
-	went := map[policy.Ref]types.UID{}
+	went, unasked := map[policy.Ref]types.UID{}, map[string]types.UID{}
 	for home, refs := range gone {
 		back, err := p.cameBack(ctx, home.name, home.uid)
 		if err != nil {
 			p.log.Info("policies of a namespace that went stay until the API server says whether this is another", "namespace", home.name, "error", err.Error())
-			again = true
+			again, unasked[home.name] = true, home.uid
 			continue
 		}
 		for _, ref := range refs {
@@ -198,7 +223,7 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 	}
 	for home, refs := range ask {
 		uid, going, err := p.going(ctx, home.name)
-		if err == nil && !going && home.uid != "" && home.uid != uid {
+		if err == nil && !going && home.uid != uid { // another, or nobody knows which it was
 			err = p.closeOrphans(ctx, home.name)
 		}
 		if err != nil {
@@ -214,6 +239,7 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 	}
 	p.applying.Lock()
 	defer p.applying.Unlock()
+	n.unasked = unasked
 	for ref, uid := range went {
 		if h := n.held[ref]; h != nil && h.namespace == "" {
 			h.namespace = uid
@@ -224,7 +250,7 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 
 // feedNetworkPolicies gives the engine what the cache has, and takes away what goes. It returns the resourceVersion up to
 // which the engine now knows everything.
-func (p *Policies) feedNetworkPolicies(list []networkingv1.NetworkPolicy, fates map[policy.Ref]fate) uint64 {
+func (p *Policies) feedNetworkPolicies(ctx context.Context, list []networkingv1.NetworkPolicy, fates map[policy.Ref]fate) uint64 {
 	version := p.networks.newest
 	order := make([]*networkingv1.NetworkPolicy, len(list))
 	for i := range list {
@@ -232,6 +258,7 @@ func (p *Policies) feedNetworkPolicies(list []networkingv1.NetworkPolicy, fates 
 	}
 	// Should they not all fit, it is the newest that do not.
 	slices.SortStableFunc(order, func(a, b *networkingv1.NetworkPolicy) int { return cmp.Compare(versionOf(a), versionOf(b)) })
+	namespaces := map[string]*corev1.Namespace{}
 	for _, o := range order {
 		v := versionOf(o)
 		version = max(version, v)
@@ -246,6 +273,10 @@ func (p *Policies) feedNetworkPolicies(list []networkingv1.NetworkPolicy, fates 
 				p.log.Error(err, "a policy is not in force as it stands")
 			}
 		}
+		if namespaces[o.Namespace] == nil {
+			namespaces[o.Namespace] = p.namespace(ctx, o.Namespace)
+		}
+		p.place(o, namespaces[o.Namespace])
 	}
 	for ref, f := range fates {
 		switch h := p.networks.held[ref]; {

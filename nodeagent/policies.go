@@ -226,7 +226,7 @@ func (p *Policies) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, 
 	fates, again := p.fates(ctx, list.Items, deleted)
 
 	p.applying.Lock()
-	version := p.feedNetworkPolicies(list.Items, fates)
+	version := p.feedNetworkPolicies(ctx, list.Items, fates)
 	p.setIdentities(p.wantedIdentities(identities.Items, shares.Items))
 	failed, err := p.apply()
 	if err == nil {
@@ -459,7 +459,16 @@ func (p *Policies) note(pods map[uint16]datapath.PodPolicy, failed map[uint16]er
 // Admit asks for the policies of the pod's namespace: one that was made just before the pod may not be in the cache.
 func (p *Policies) Admit(ctx context.Context, e *endpoint.Endpoint) func() error {
 	answer := make(chan []networkingv1.NetworkPolicy, 1)
-	go func() { answer <- p.ask(ctx, e.Pod.Namespace) }()
+	var ns *corev1.Namespace
+	go func() {
+		found := p.ask(ctx, e.Pod.Namespace)
+		if len(found) > 0 { // the cache waits where it is not filled yet: not with the lock
+			ctx, cancel := context.WithTimeout(ctx, policyPatience)
+			defer cancel()
+			ns = p.namespace(ctx, e.Pod.Namespace)
+		}
+		answer <- found
+	}()
 	return func() error {
 		found := <-answer
 		p.applying.Lock()
@@ -470,7 +479,9 @@ func (p *Policies) Admit(ctx context.Context, e *endpoint.Endpoint) func() error
 		news := false
 		for i := range found {
 			if h := p.networks.held[policy.RefOf(&found[i])]; h == nil || h.version < versionOf(&found[i]) {
-				if err := p.hold(&found[i], fromLive); err != nil {
+				err := p.hold(&found[i], fromLive)
+				p.place(&found[i], ns)
+				if err != nil {
 					return err
 				}
 				news = true

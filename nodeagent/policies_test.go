@@ -45,6 +45,7 @@ type objects struct {
 	slices     []v1alpha1.CiliumEndpointSlice
 	namespaces map[string]bool      // -> being deleted
 	uids       map[string]types.UID // of namespaces, and of pods as namespace/name
+	born       time.Time            // of namespaces
 	away       error
 	asked      int
 }
@@ -65,7 +66,7 @@ func (o *objects) Get(_ context.Context, key client.ObjectKey, out client.Object
 		return apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, key.Name)
 	}
 	ns := out.(*corev1.Namespace)
-	ns.Name, ns.UID = key.Name, o.uids[key.Name]
+	ns.Name, ns.UID, ns.CreationTimestamp = key.Name, o.uids[key.Name], metav1.Time{Time: o.born}
 	if going {
 		ns.DeletionTimestamp = &metav1.Time{Time: time.Now()}
 	}
@@ -536,47 +537,89 @@ func TestPoliciesOfANamespaceDoNotOutliveIt(t *testing.T) {
 }
 
 // As before, but nobody looked while the namespace was away: its policy is gone or has the name of one of the new one's,
-// and what the pod that is left had was nobody's any more. It was open.
+// and what the pod that is left had was nobody's any more. It was open, always or when its policy was seen only once.
 func TestPodOfANamespaceThatCameBackUnseenIsClosed(t *testing.T) {
 	for name, after := range map[string][]networkingv1.NetworkPolicySpec{
 		"without policies":           nil,
 		"with a policy of that name": {allow(fromBlock("0.0.0.0/0"))},
 	} {
-		for _, restart := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, restart %t", name, restart), func(t *testing.T) {
-				p := newPoliced(t)
-				p.cache.uids, p.live.uids = map[string]types.UID{"a": "first"}, map[string]types.UID{"a": "first", "a/web-1": "old"}
-				first := p.policy("a", "deny", closed)
-				first.UID = "first"
-				p.cache.policies = append(p.cache.policies, first)
+		for before, prepare := range map[string]func(p *policed, first networkingv1.NetworkPolicy){
+			"seen again": func(p *policed, _ networkingv1.NetworkPolicy) { p.reconcile() },
+			"seen once":  func(*policed, networkingv1.NetworkPolicy) {},
+			"just changed": func(p *policed, first networkingv1.NetworkPolicy) {
+				next := p.policy("a", "deny", closed)
+				next.UID, next.CreationTimestamp = first.UID, first.CreationTimestamp
+				p.cache.policies[0] = next
 				p.reconcile()
-				old := p.endpoint(1, "a", "web", 300)
-				old.Pod.UID = "old"
-				nodetest.Must(t, p.Admit(t.Context(), old)())
+			},
+			"asked for by a pod": func(p *policed, first networkingv1.NetworkPolicy) {
+				live := p.policy("a", "live", closed)
+				live.UID, live.CreationTimestamp = "live", first.CreationTimestamp
+				p.live.policies = append(p.live.policies, live)
+				p.admit(3, "a", "web", 300)
+				p.live.policies = nil
+				nodetest.Must(p.t, p.Dismiss(p.endpoint(3, "a", "web", 300)))
+				if got := p.networks.held[policy.RefOf(&live)].namespace; got != "first" {
+					p.t.Errorf("a policy that the cache does not have is of namespace %q", got)
+				}
+			},
+			"the cache has the new namespace before the policy goes": func(p *policed, _ networkingv1.NetworkPolicy) {
+				p.cache.uids, p.cache.born = map[string]types.UID{"a": "second"}, p.cache.born.Add(time.Hour)
 				p.reconcile()
-				if restart {
-					p.remember()
-					p.restart()
-					p.wiring[1] = old
+			},
+			"the cache never had the namespace": func(p *policed, _ networkingv1.NetworkPolicy) {
+				for _, h := range p.networks.held {
+					h.namespace = ""
 				}
-				p.cache.policies = nil
-				for _, spec := range after {
-					next := p.policy("a", "deny", spec)
-					next.UID = "second"
-					p.cache.policies = append(p.cache.policies, next)
-				}
-				p.cache.uids = map[string]types.UID{"a": "second"}
-				p.live.uids = map[string]types.UID{"a": "second", "a/web-2": "new"}
-				young := p.endpoint(2, "a", "web", 300)
-				young.Pod.UID = "new"
-				p.wiring[2] = young
-				p.reconcile()
-				p.expectIngress(2, len(after) > 0, len(after))
-				p.expectIngress(1, true, 0)
-				if p.kernel.pods[1].Egress == nil {
-					t.Error("it may still send")
-				}
-			})
+			},
+			"nobody can be asked at first": func(*policed, networkingv1.NetworkPolicy) {},
+		} {
+			for _, restart := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, %s, restart %t", name, before, restart), func(t *testing.T) {
+					p := newPoliced(t)
+					p.cache.born = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+					p.cache.uids, p.live.uids = map[string]types.UID{"a": "first"}, map[string]types.UID{"a": "first", "a/web-1": "old"}
+					first := p.policy("a", "deny", closed)
+					first.UID, first.CreationTimestamp = "first", metav1.Time{Time: p.cache.born.Add(time.Minute)}
+					p.cache.policies = append(p.cache.policies, first)
+					p.reconcile()
+					old := p.endpoint(1, "a", "web", 300)
+					old.Pod.UID = "old"
+					nodetest.Must(t, p.Admit(t.Context(), old)())
+					prepare(p, first)
+					if restart {
+						p.remember()
+						p.restart()
+						p.wiring[1] = old
+					}
+					p.cache.policies = nil
+					for _, spec := range after {
+						next := p.policy("a", "deny", spec)
+						next.UID, next.CreationTimestamp = "second", metav1.Time{Time: p.cache.born.Add(2 * time.Hour)}
+						p.cache.policies = append(p.cache.policies, next)
+					}
+					p.cache.uids = map[string]types.UID{"a": "second"}
+					p.live.uids = map[string]types.UID{"a": "second", "a/web-2": "new"}
+					young := p.endpoint(2, "a", "web", 300)
+					young.Pod.UID = "new"
+					p.wiring[2] = young
+					if before == "nobody can be asked at first" {
+						p.live.away = errors.New("connection refused")
+						if r := p.reconcile(); r.RequeueAfter == 0 {
+							t.Error("nobody asks again")
+						}
+						p.live.away = nil
+					}
+					p.reconcile()
+					if before != "asked for by a pod" { // that policy may be on its way into the cache
+						p.expectIngress(2, len(after) > 0, len(after))
+					}
+					p.expectIngress(1, true, 0)
+					if p.kernel.pods[1].Egress == nil {
+						t.Error("it may still send")
+					}
+				})
+			}
 		}
 	}
 }

@@ -42,7 +42,7 @@ type lastPolicies struct {
 type lastPolicy struct {
 	networkingv1.NetworkPolicy
 	Lingering bool `json:"lingering,omitempty"`
-	// NamespaceUID of the namespace with which it went.
+	// NamespaceUID of the namespace in which it is, or was.
 	NamespaceUID types.UID `json:"namespaceUID,omitempty"`
 	// InForce is the version before, which is in force because this one does not fit.
 	InForce *networkingv1.NetworkPolicySpec `json:"inForce,omitempty"`
