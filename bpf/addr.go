@@ -40,7 +40,9 @@ type (
 
 // The two defines of bpf/lib/types.h that the agent needs too; TestVerdictKey compares them with the header.
 const (
-	PeerClassBit     = 1 << 31
+	PeerClassBit = 1 << 31
+	// AdvanceHeld is ADVANCE_HELD of types.h.
+	AdvanceHeld      = 1<<32 - 1
 	VerdictRangeBits = 64
 )
 

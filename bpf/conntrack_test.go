@@ -452,9 +452,12 @@ func TestFlood(t *testing.T) {
 	if n := len(w.conns(w.inner[1])); n == 0 || n > int(w.inner[1].MaxEntries()) {
 		t.Errorf("%d unanswered connections of the flooder in its own table", n)
 	}
-	advance := defaults()["advance_size"].(uint32)
-	if n := len(w.begun(1)) - len(w.conns(w.inner[1])); n != int(advance) {
+	advance := int(defaults()["advance_size"].(uint32))
+	if n := len(w.begun(1)) - len(w.conns(w.inner[1])); n != advance {
 		t.Errorf("%d unanswered connections of the flooder in the table of all, want its advance", n)
+	}
+	if n := len(w.begun(0)) - len(w.conns(w.inner[0])); n == 0 || n > advance {
+		t.Errorf("%d pointers of the flooder in the table of all, want one for each of its advance at most", n)
 	}
 	// The neighbour begins as ever, to the world too, where the flooder's pointers fill the table of those without advance.
 	w.reset()
@@ -519,6 +522,31 @@ func TestAdvance(t *testing.T) {
 	if apart := len(w.conns(w.inner[1])); inAll() != 2*size || apart != 2*size {
 		t.Errorf("in the next window: %d of the advance, %d apart", inAll(), apart)
 	}
+	// While the table of all changes, what begins is found whichever is asked: it is in the small tables.
+	w.reset()
+	w.unselect()
+	w.enforce(1, ingress, 0)
+	w.put(bpf.MapsMapAdvances, uint32(1), bpf.Advance{Window: a.Window + 60, Left: bpf.AdvanceHeld, Apart: a.Window + 60})
+	begun := []packet{udp(0), fromA(podB4)}
+	for _, p := range begun {
+		w.run("from_pod", p.frame())
+	}
+	if n := len(w.conns(w.maps.Maps[bpf.MapsMapConntrack])); n != 0 {
+		t.Errorf("held: %d connections in the table of all", n)
+	}
+	for _, p := range begun {
+		back := p.reply()
+		if p.proto == protoTCP {
+			back.flags = syn | ack
+		}
+		w.asB(func() {
+			if got := w.run("from_pod", back.frame()).reason; got != bpf.MapsReasonFORWARD_TO_POD {
+				t.Errorf("held: the answer to %+v: %v", p, got)
+			}
+		})
+	}
+	w.put(bpf.MapsMapAdvances, uint32(1), bpf.Advance{})
+	w.put(bpf.MapsMapPolicies, uint32(1), bpf.Policy{Side: [2]bpf.PolicySide{unselected, unselected}})
 	// A program that knows of no advance filled the small table: a new map looks there.
 	w.reset()
 	p := udp(0)

@@ -3,6 +3,7 @@
 package bpf_test
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -68,5 +69,35 @@ func TestKnownAddressesShareSlots(t *testing.T) {
 		if at.reason == bpf.MapsReasonFORWARD_TO_POD {
 			t.Fatalf("to %s, which is nobody here: %v", other, at.reason)
 		}
+	}
+}
+
+// TestAddressesMoveBeforeTheGeneration: between the two writes of the agent no verdict is made that outlives them.
+func TestAddressesMoveBeforeTheGeneration(t *testing.T) {
+	w := newWorld(t, nil)
+	w.unselect()
+	w.enforce(1, egress, identities|protocols, verdictRow{peer: idFar, verdict: verdictAllow, precedence: 1})
+	out := fromA(far4).with(func(p *packet) { p.proto = protoUDP })
+	if got := w.run("from_pod", out.frame()).reason; got != bpf.MapsReasonFORWARD_TO_TUNNEL {
+		t.Fatalf("to the peer: %v", got)
+	}
+	peers, settings := w.maps.Maps[bpf.MapsMapPeers], w.maps.Maps[bpf.MapsMapLiveSettings]
+	var peer bpf.Peer
+	var s bpf.Settings
+	if err := errors.Join(peers.Lookup(bpf.AddrFrom(far4), &peer), settings.Lookup(uint32(0), &s)); err != nil {
+		t.Fatal(err)
+	}
+	peer.Identity = idFar + 1
+	s.Addresses += 1000
+	if err := errors.Join(peers.Put(bpf.AddrFrom(far4), peer), settings.Put(uint32(0), s)); err != nil {
+		t.Fatal(err)
+	}
+	w.run("from_pod", out.frame()) // judged a moment ago, in this generation
+	s.Generation++
+	if err := settings.Put(uint32(0), s); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.run("from_pod", out.frame()).reason; got != bpf.MapsReasonDROP_POLICY {
+		t.Errorf("to somebody else at the same address: %v", got)
 	}
 }

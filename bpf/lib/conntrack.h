@@ -109,7 +109,7 @@ static __always_inline bool advance_take(__u32 endpoint, __u32 now)
 	}
 	/* Read once: two CPUs may give one place twice, but never go below none. */
 	left = *(volatile __u32 *)&a->left;
-	if (!left) {
+	if (!left || left == ADVANCE_HELD) {
 		a->apart = now;
 		return false;
 	}
@@ -212,9 +212,9 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 					      const struct tuple *t,
 					      __u32 mine, __u32 other)
 {
+	bool answer = (p->tcp_flags & (TCP_SYN | TCP_ACK)) ==
+		      (TCP_SYN | TCP_ACK);
 	struct conn *c;
-
-	bool answer = (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 
 	p->ended = false;
 	p->hi = flow_name(&p->key, t);
@@ -237,16 +237,13 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 	return c;
 }
 
-/*
- * What was judged is void. Before anything else of an entry changes: a packet on
- * another CPU must not take the verdicts of one direction for those of the other.
- */
+/* What was judged is void, before anything else of the entry changes. */
 static __always_inline void conn_unjudge(struct conn *c)
 {
 	c->side[0].verdict = VERDICT_NONE;
 	c->side[1].verdict = VERDICT_NONE;
-	/* Atomic, so also a barrier. */
-	__sync_fetch_and_and(&c->pad, 0);
+	/* For the compiler. A CPU may still change the order: no atomic of Linux before 5.12 is a barrier. */
+	asm volatile("" ::: "memory");
 }
 
 /*
@@ -266,13 +263,20 @@ static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 fla
 
 	if (advance_take(home, p->now)) {
 		c.flags |= CONN_ADVANCED;
-		/* To write over what is there costs a third of taking it out and putting another in. */
+		/*
+		 * To write over what is there costs a third of taking it out and
+		 * putting another in. But not the other way round: a packet on
+		 * another CPU must not keep a verdict of one direction in the
+		 * place of the other's.
+		 */
 		of_all = p->ended ? bpf_map_lookup_elem(&conntrack, &p->key) : NULL;
-		if (of_all) {
+		if (of_all && !((of_all->flags ^ c.flags) & CONN_FROM_HI)) {
 			conn_unjudge(of_all);
 			*of_all = c;
 			return of_all;
 		}
+		if (of_all)
+			bpf_map_delete_elem(&conntrack, &p->key);
 		if (bpf_map_update_elem(&conntrack, &p->key, &c, BPF_ANY))
 			return NULL;
 		return bpf_map_lookup_elem(&conntrack, &p->key);

@@ -35,8 +35,9 @@ static __always_inline struct pkt *begin(struct __sk_buff *skb, __u8 hook)
 	p->len = skb->len;
 	p->now = now_ns() >> 30;
 	if (s) {
-		p->generation = s->generation;
-		p->addresses = s->addresses;
+		/* In this order: the agent moves addresses on before the generation. */
+		p->generation = *(volatile __u32 *)&s->generation;
+		p->addresses = *(volatile __u32 *)&s->addresses;
 		p->interval = s->report_interval;
 	}
 	return p;

@@ -348,10 +348,12 @@ struct service_name {
  */
 struct advance {
 	__u32 window;		/* tick in which the window began, never 0 but in a new map */
-	__u32 left;
+	__u32 left;		/* or ADVANCE_HELD: none, and what settles gives nothing back */
 	__u32 apart;		/* tick in which one was last begun, or found, in the pod's own table */
 	__u32 pad;
 };
+
+#define ADVANCE_HELD 0xffffffff
 
 /* Slots of `metrics` beside the reasons: events that were not sent. */
 enum metric_slot {

@@ -15,10 +15,6 @@ import (
 // reportTicks is the ticks between two reports of a live flow.
 const reportTicks = 5
 
-// advanceSize is how many connections of a pod may begin in the table of all within a minute (bpf/lib/conntrack.h): a
-// hundred pods that flood hold a fifth of its usual size.
-const advanceSize = 256
-
 // Ports that masquerade gives out. They are also the host's; programs ask the socket table before they take one.
 const (
 	natPortMin = 32768
@@ -96,7 +92,7 @@ func (d *Datapath) configure(ctx context.Context) error {
 	if err := d.putInForce(cfg); err != nil {
 		return err
 	}
-	if err := errors.Join(d.maps.finish(), d.progs.forgetBefore()); err != nil {
+	if err := errors.Join(d.maps.finish(advanceSize(d.maps.open[bpf.MapsMapConntrack].MaxEntries())), d.progs.forgetBefore()); err != nil {
 		return err
 	}
 	if cfg.Mode == v1alpha1.RoutingNative {
@@ -246,7 +242,7 @@ func (d *Datapath) constants(cfg Config) (constants, error) {
 		"nat_port_min":        uint16(natPortMin),
 		"nat_port_max":        uint16(natPortMax),
 		"have_coarse_clock":   d.has(featureClock),
-		"advance_size":        uint32(advanceSize),
+		"advance_size":        advanceSize(d.maps.open[bpf.MapsMapConntrack].MaxEntries()),
 		"have_set_retval":     d.has(featureSetRetval),
 	}, nil
 }

@@ -47,9 +47,9 @@ func layouts() []layout {
 		{name: bpf.MapsMapPrefixes, version: 1},
 		{name: bpf.MapsMapNodes, version: 1},
 		{name: bpf.MapsMapDevices, version: 1},
+		{name: bpf.MapsMapAdvances, version: 1, keep: keepNothing}, // before those whose copy it holds
 		conntrackLayout(),
 		{name: bpf.MapsMapUnanswered, version: 1, keep: keepNothing},
-		{name: bpf.MapsMapAdvances, version: 1, keep: keepNothing},
 		{name: bpf.MapsMapFragments, version: 1},
 		{name: bpf.MapsMapServices, version: 1},
 		{name: bpf.MapsMapBackends, version: 1},

@@ -184,7 +184,11 @@ func (m *mapSet) carryOver(l layout, made *ebpf.Map, flags ebpf.MapUpdateFlags) 
 			return fmt.Errorf("open pinned map %s of layout %d: %w", l.name, version, err)
 		}
 		if l.keep == keepEntries {
-			if err := copyEntries(old, made, m.batch, flags, conv); err != nil {
+			err := m.beforeCopy(l)
+			if err == nil {
+				err = copyEntries(old, made, m.batch, flags, conv)
+			}
+			if err != nil {
 				old.Close()
 				return fmt.Errorf("carry map %s over from layout %d: %w", l.name, version, err)
 			}
@@ -208,7 +212,11 @@ func (m *mapSet) resize(l layout, entries uint32) error {
 		return fmt.Errorf("make map %s of %d entries: %w", l.name, entries, err)
 	}
 	if l.keep == keepEntries {
-		if err := copyEntries(old, made, m.batch, ebpf.UpdateAny, nil); err != nil {
+		err := m.beforeCopy(l)
+		if err == nil {
+			err = copyEntries(old, made, m.batch, ebpf.UpdateAny, nil)
+		}
+		if err != nil {
 			made.Close()
 			return fmt.Errorf("fill map %s of %d entries: %w", l.name, entries, err)
 		}
@@ -228,14 +236,39 @@ func (m *mapSet) resize(l layout, entries uint32) error {
 	return nil
 }
 
+// beforeCopy is called before a map's entries are copied the first time.
+func (m *mapSet) beforeCopy(l layout) error {
+	if l.name != bpf.MapsMapConntrack {
+		return nil
+	}
+	return m.holdAdvances()
+}
+
+// carryMore copies what programs wrote since the first copy, just before they change over: until finish nobody looks
+// into the old maps for the rest. What began meanwhile is in the small tables, for a minute more.
+func (m *mapSet) carryMore() error {
+	if err := m.holdAdvances(); err != nil {
+		return err
+	}
+	for _, r := range m.stale {
+		if r.keep == keepEntries {
+			if err := copyEntries(r.old, m.open[r.with], m.batch, ebpf.UpdateNoExist, r.convert); err != nil {
+				return fmt.Errorf("carry more of map %s over: %w", r.with, err)
+			}
+		}
+	}
+	return nil
+}
+
 // changesOver tells whether programs use another map of the name until they are loaded again.
 func (m *mapSet) changesOver(name string) bool {
 	return slices.ContainsFunc(m.stale, func(r replaced) bool { return r.with == name })
 }
 
-// finish is called when no program uses replaced maps any longer.
-func (m *mapSet) finish() error {
+// finish is called when no program uses replaced maps any longer. advance is a pod's in the table of all.
+func (m *mapSet) finish(advance uint32) error {
 	var errs []error
+	held := m.changesOver(bpf.MapsMapConntrack)
 	for _, r := range m.stale {
 		if r.newPin != "" {
 			// Gone where a Configure after it made yet another size: that one's has taken its place.
@@ -256,6 +289,9 @@ func (m *mapSet) finish() error {
 		errs = append(errs, r.old.Close())
 	}
 	m.stale = nil
+	if held {
+		errs = append(errs, m.grantAdvances(advance))
+	}
 	return errors.Join(errs...)
 }
 

@@ -247,7 +247,7 @@ func (d *Datapath) writePods(pods map[uint16]Pod, all bool) error {
 	}
 	d.policy.moved = d.policy.moved || !first.Empty() || !second.Empty()
 	if err := delta.Apply(first, second); err != nil {
-		return fmt.Errorf("set pods: %w", err)
+		return errors.Join(fmt.Errorf("set pods: %w", err), d.judgeAgain())
 	}
 	return d.judgeAgain()
 }
@@ -278,11 +278,12 @@ func (d *Datapath) removeEntries(id uint16) error {
 		d.policy.writes++
 	}
 	d.policy.moved = d.policy.moved || len(addrs)+len(indices) > 0
-	if err := d.endpoints.Delete(addrs...); err != nil {
-		return fmt.Errorf("remove endpoint %d: %w", id, err)
+	err = d.endpoints.Delete(addrs...)
+	if err == nil {
+		err = d.interfaces.Delete(indices...)
 	}
-	if err := d.interfaces.Delete(indices...); err != nil {
-		return fmt.Errorf("remove endpoint %d: %w", id, err)
+	if err != nil {
+		return errors.Join(fmt.Errorf("remove endpoint %d: %w", id, err), d.judgeAgain())
 	}
 	return d.judgeAgain()
 }

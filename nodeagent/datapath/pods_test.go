@@ -307,10 +307,17 @@ func TestLayoutThereAndBack(t *testing.T) {
 			}
 		}
 		d = f.openWith(other)
+		// What begins between the copy and the new programs must be where both look.
+		if left := advance(t, d, a.ID); left != bpf.AdvanceHeld {
+			t.Errorf("layout %d: copied with an advance of %d", step.version, left)
+		}
 		must(t, d.SetHostAddresses([]netip.Addr{node4, node6}))
 		letPass(t, d, a, b)
 		must(t, d.SetPods([]Pod{a, b}))
 		must(t, d.Configure(t.Context(), f.config()))
+		if left := advance(t, d, 99); left != advanceSize(f.config().ConntrackMax) {
+			t.Errorf("layout %d: an advance of %d afterwards", step.version, left)
+		}
 		var c bpf.Conn
 		if err := d.maps.open[bpf.MapsMapConntrack].Lookup(idle, &c); err != nil || c.Identity != 7 {
 			t.Errorf("layout %d: the idle connection is %+v: %v", step.version, c, err)
@@ -324,6 +331,13 @@ func TestLayoutThereAndBack(t *testing.T) {
 		}
 	}
 	running.end(t, 0)
+}
+
+func advance(t *testing.T, d *Datapath, id uint16) uint32 {
+	t.Helper()
+	var a bpf.Advance
+	must(t, d.maps.open[bpf.MapsMapAdvances].Lookup(uint32(id), &a))
+	return a.Left
 }
 
 // An agent that dies after it made the new map and before it put it in force leaves both; the next one goes on.

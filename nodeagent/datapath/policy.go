@@ -228,16 +228,21 @@ func (d *Datapath) judgeAgain() error {
 	if err := m.Lookup(uint32(0), &s); err != nil {
 		return fmt.Errorf("read live settings: %w", err)
 	}
-	if d.policy.writes > 0 {
-		s.Generation++
-	}
+	// Two writes: a program that sees the next generation must not judge by what it remembers of addresses from before.
 	if d.policy.moved {
 		s.Addresses++
+		if err := m.Put(uint32(0), s); err != nil {
+			return fmt.Errorf("write live settings: %w", err)
+		}
+		d.policy.moved = false
 	}
-	if err := m.Put(uint32(0), s); err != nil {
-		return fmt.Errorf("write live settings: %w", err)
+	if d.policy.writes > 0 {
+		s.Generation++
+		if err := m.Put(uint32(0), s); err != nil {
+			return fmt.Errorf("write live settings: %w", err)
+		}
+		d.policy.writes = 0
 	}
-	d.policy.writes, d.policy.moved = 0, false
 	return nil
 }
 

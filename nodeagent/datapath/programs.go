@@ -252,11 +252,16 @@ func (p *programs) flip(consts constants) error {
 		}
 		changes = append(changes, change{target.Hook, target.Name, got[target.Name], pin})
 	}
-	if err := p.forgetAdvances(); err != nil {
-		return err
-	}
 	hooks := p.maps.open[bpf.MapsMapHooks]
-	if p.maps.changesOver(bpf.MapsMapConntrack) {
+	if !p.maps.changesOver(bpf.MapsMapConntrack) {
+		// Programs of before may have known no advances.
+		if err := p.maps.grantAdvances(consts["advance_size"].(uint32)); err != nil {
+			return err
+		}
+	} else {
+		if err := p.maps.carryMore(); err != nil {
+			return err
+		}
 		// What comes from outside first: only from_netdev can look into both tables, and until the others are changed
 		// they write into the old one.
 		slices.SortStableFunc(changes, func(a, b change) int { return cmp.Compare(fromOutside(b.slot), fromOutside(a.slot)) })
@@ -284,18 +289,6 @@ func (p *programs) flip(consts constants) error {
 		}
 	}
 	p.loaded = maps.Clone(consts)
-	return nil
-}
-
-// forgetAdvances makes programs look into the small tables again: those that are in force until now may have filled
-// them without a word. Who runs meanwhile begins his windows anew.
-func (p *programs) forgetAdvances() error {
-	advances := p.maps.open[bpf.MapsMapAdvances]
-	for id := range advances.MaxEntries() {
-		if err := advances.Put(id, bpf.Advance{}); err != nil {
-			return fmt.Errorf("empty the advance of endpoint %d: %w", id, err)
-		}
-	}
 	return nil
 }
 

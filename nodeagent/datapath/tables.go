@@ -53,7 +53,7 @@ func (d *Datapath) SetPeers(peers map[netip.Addr]Peer) error {
 	d.policy.moved = d.policy.moved || !change.Empty()
 	// A peer refers to its node: the node comes first and goes last.
 	if err := delta.Apply(&nodeStage{d.maps.open[bpf.MapsMapNodes], nodes}, change); err != nil {
-		return fmt.Errorf("set peers: %w", err)
+		return errors.Join(fmt.Errorf("set peers: %w", err), d.judgeAgain())
 	}
 	return d.judgeAgain()
 }
@@ -118,7 +118,7 @@ func (d *Datapath) SetPrefixes(prefixes map[netip.Prefix]Peer) error {
 		d.policy.moved = true
 	}
 	if err := delta.Apply(change); err != nil {
-		return fmt.Errorf("set prefixes: %w", err)
+		return errors.Join(fmt.Errorf("set prefixes: %w", err), d.judgeAgain())
 	}
 	return d.judgeAgain()
 }

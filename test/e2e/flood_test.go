@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// TestSYNFloodSparesNeighbours fills one pod's table of unanswered flows many times over, on a node whose connection
-// table is tiny, while its neighbours hold idle connections and begin new ones: each must answer. What goes to the world
+// TestSYNFloodSparesNeighbours fills one pod's table of unanswered flows many times over, and would that of all were it
+// let, while its neighbours hold idle connections and begin new ones: each must answer. What goes to the world
 // is what cannot do without its entries, idle or new: what is masqueraded lives by them.
 func TestSYNFloodSparesNeighbours(t *testing.T) {
 	c := up(t, "flood", "--workers", "2", "--ip-family", "ipv4", "--cni", "ours")
-	c.setMode(t, mode{"tiny tables", `{"spec":{"conntrack":{"maxEntries":1024,"unansweredPerEndpoint":128}}}`})
+	c.setMode(t, mode{"small tables", `{"spec":{"conntrack":{"maxEntries":65536,"unansweredPerEndpoint":128}}}`})
 	const ns = "flood"
 	dir := proberDir(t)
 	n := c.Nodes[0].Name
@@ -33,7 +33,7 @@ func TestSYNFloodSparesNeighbours(t *testing.T) {
 		dst := fmt.Sprintf("%s:%d", to.addr, proberPort)
 		loads = append(loads, &load{name: to.name, proto: "tcp", dst: dst, rate: 1, results: make(chan error, 1)},
 			&load{name: to.name, proto: "connect", dst: dst, rate: 4, results: make(chan error, 1)},
-			&load{name: to.name, proto: "ask", dst: fmt.Sprintf("%s:%d", to.addr, proberPort+2), rate: 4, results: make(chan error, 1)})
+			&load{name: to.name, proto: "ask", dst: fmt.Sprintf("%s:%d", to.addr, proberPort+2), rate: 40, results: make(chan error, 1)})
 	}
 	for _, l := range loads {
 		go func() {
@@ -45,8 +45,13 @@ func TestSYNFloodSparesNeighbours(t *testing.T) {
 		}()
 	}
 	time.Sleep(2 * time.Second) // let the stream begin: its first message is the setup, not the test
+	// To an address that is there for nobody: an answer, a reset too, would make room again.
+	nobody := "203.0.113.77"
+	if out, err := c.OnOutside(t.Context(), nil, "ip", "route", "replace", "blackhole", nobody); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	began := time.Now()
-	out, err := c.InPod(t.Context(), ns, "flooder", nil, "/prober/prober", "flood", "-dst", world+":9", "-count", "200000")
+	out, err := c.InPod(t.Context(), ns, "flooder", nil, "/prober/prober", "flood", "-dst", nobody+":9", "-count", "200000")
 	if err != nil {
 		t.Fatal(err)
 	}
