@@ -92,7 +92,7 @@ func (d *Datapath) configure(ctx context.Context) error {
 	if err := d.putInForce(cfg); err != nil {
 		return err
 	}
-	if err := errors.Join(d.maps.finish(advanceSize(d.maps.open[bpf.MapsMapConntrack].MaxEntries())), d.progs.forgetBefore()); err != nil {
+	if err := errors.Join(d.maps.finish(advanceSize(cfg.ConntrackMax)), d.progs.forgetBefore()); err != nil {
 		return err
 	}
 	if cfg.Mode == v1alpha1.RoutingNative {
@@ -242,7 +242,7 @@ func (d *Datapath) constants(cfg Config) (constants, error) {
 		"nat_port_min":        uint16(natPortMin),
 		"nat_port_max":        uint16(natPortMax),
 		"have_coarse_clock":   d.has(featureClock),
-		"advance_size":        advanceSize(d.maps.open[bpf.MapsMapConntrack].MaxEntries()),
+		"advance_size":        advanceSize(cfg.ConntrackMax),
 		"have_set_retval":     d.has(featureSetRetval),
 	}, nil
 }
