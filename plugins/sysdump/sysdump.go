@@ -16,7 +16,6 @@ import (
 	"time"
 
 	observerpb "github.com/cilium/cilium/api/v1/observer"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -305,7 +304,7 @@ func (r *collector) flows(ctx context.Context, node, folder string) error {
 	var out bytes.Buffer
 	lines := json.NewEncoder(&out)
 	events := r.c.Events(ctx, node, cluster.EventRequest{Last: r.Flows}, func(m flow.Message) error { return lines.Encode(m) })
-	return errors.Join(fmt.Errorf("flows (monitor.jsonl has their packets, without names and policies): %s", status.Convert(err).Message()),
+	return errors.Join(fmt.Errorf("flows (monitor.jsonl has their packets, without names and policies): %w", err),
 		events, r.archive.put(folder+"monitor.jsonl", out.Bytes()))
 }
 
