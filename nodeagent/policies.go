@@ -33,11 +33,13 @@ const (
 	// policyRetry is when something that did not fit, or somebody who did not answer, is tried again.
 	policyRetry = 5 * time.Second
 	// maxPasses bounds how often tables and classes are written for one change. Three are enough for a policy that gives
-	// up one prefix for another; each policy that had no room, and finds it in what another gave up, takes three more.
+	// up one prefix for another; each policy that had no room, and finds it in what another gave up, takes two or three more.
 	maxPasses = 64
 	// learnedRest is how long an identity that was told of stays without a pod or an object that has it.
 	learnedRest = 30 * time.Second
 )
+
+var errRestless = fmt.Errorf("tables and classes do not come to rest in %d passes", maxPasses)
 
 // policyDatapath is what Policies needs of the datapath.
 type policyDatapath interface {
@@ -228,7 +230,7 @@ func (p *Policies) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, 
 	p.applying.Lock()
 	version := p.feedNetworkPolicies(ctx, list.Items, fates)
 	p.setIdentities(p.wantedIdentities(identities.Items, shares.Items))
-	failed, err := p.apply()
+	failed, err := p.applyAll()
 	if err == nil {
 		p.known, p.whole = true, true
 	}
@@ -338,7 +340,7 @@ func (p *Policies) Learn(list []endpoint.Who) error {
 	if !news || !p.whole {
 		return nil
 	}
-	_, err := p.apply()
+	_, err := p.apply(func() bool { return true }) // numbers ask for no classes
 	return err
 }
 
@@ -386,34 +388,62 @@ func subjectsOf(pods []*endpoint.Endpoint) []policy.Subject {
 	return out
 }
 
-// apply writes the tables of every pod and the classes of addresses. A table never stands in the kernel together with
-// classes that it does not know: classes that are new come after the tables that know both, and those that go, before
-// the tables forget them. Where a table did not fit, no class goes: the table in its place may need it.
-func (p *Policies) apply() (failed map[uint16]error, err error) {
-	p.engine.Retain(subjectsOf(p.pods()))
+// apply makes passes until nothing changes any more, or until one that began with enough: the rest is then Reconcile's.
+func (p *Policies) apply(enough func() bool) (failed map[uint16]error, err error) {
 	for range maxPasses {
-		pods := p.tables()
-		wanted := p.engine.Classes()
-		classes := maps.Clone(p.classes)
-		maps.Copy(classes, wanted)
-		shrinks := len(classes) > len(wanted)
-		if failed, err = p.datapath.SetPolicy(pods, classes); err != nil {
+		last := enough()
+		failed, again, err := p.pass()
+		if err != nil || !again {
 			return failed, err
 		}
-		if shrinks && len(failed) == 0 {
-			classes = wanted
-			if failed, err = p.datapath.SetPolicy(pods, classes); err != nil {
-				return failed, err
-			}
-		}
-		p.classes = classes
-		again := p.engine.ClassesInForce(classes)
-		p.note(pods, failed)
-		if !again {
+		if last {
+			p.wake.ring()
 			return failed, nil
 		}
 	}
-	return failed, fmt.Errorf("tables and classes do not come to rest in %d passes", maxPasses)
+	return failed, errRestless
+}
+
+// applyAll makes passes until nothing changes any more. Between them others have the lock, once they know enough to use
+// it: a new pod waits for a pass or two, and not for every policy that finds room in what another gives up.
+func (p *Policies) applyAll() (failed map[uint16]error, err error) {
+	for range maxPasses {
+		failed, again, err := p.pass()
+		if err != nil || !again {
+			return failed, err
+		}
+		if p.whole {
+			p.applying.Unlock()
+			p.applying.Lock()
+		}
+	}
+	return failed, errRestless
+}
+
+// pass writes the tables of every pod and the classes of addresses. A table never stands in the kernel together with
+// classes that it does not know: classes that are new come after the tables that know both, and those that go, before
+// the tables forget them. Where a table did not fit, no class goes: the table in its place may need it. Again: by what
+// the kernel knows now, tables are others.
+func (p *Policies) pass() (failed map[uint16]error, again bool, err error) {
+	p.engine.Retain(subjectsOf(p.pods()))
+	pods := p.tables()
+	wanted := p.engine.Classes()
+	classes := maps.Clone(p.classes)
+	maps.Copy(classes, wanted)
+	shrinks := len(classes) > len(wanted)
+	if failed, err = p.datapath.SetPolicy(pods, classes); err != nil {
+		return failed, false, err
+	}
+	if shrinks && len(failed) == 0 {
+		classes = wanted
+		if failed, err = p.datapath.SetPolicy(pods, classes); err != nil {
+			return failed, false, err
+		}
+	}
+	p.classes = classes
+	again = p.engine.ClassesInForce(classes)
+	p.note(pods, failed)
+	return failed, again, nil
 }
 
 func (p *Policies) tables() map[uint16]datapath.PodPolicy {
@@ -502,7 +532,7 @@ func (p *Policies) admit(e *endpoint.Endpoint, news bool) error {
 	}
 	switch waiting := p.engine.Waiting(); {
 	case (news || waiting || p.engine.Early()) && p.whole:
-		failed, err := p.apply()
+		failed, err := p.apply(p.settledFor(e))
 		if err == nil && errors.Is(failed[e.ID], datapath.ErrPolicyFull) {
 			now, _ = p.policyOf(e)
 			return p.admitClosed(e, now, failed[e.ID])
@@ -519,6 +549,19 @@ func (p *Policies) admit(e *endpoint.Endpoint, news bool) error {
 		p.noteOne(e.ID, now, nil)
 	}
 	return err
+}
+
+// settledFor tells, when it is asked, whether the policies that select a pod and were on their way into force are.
+func (p *Policies) settledFor(e *endpoint.Endpoint) func() bool {
+	s, known := subjectOf(e)
+	if !known {
+		return func() bool { return true }
+	}
+	pending := p.engine.Pending(s)
+	return func() bool {
+		now := p.engine.Pending(s)
+		return !slices.ContainsFunc(pending, func(ref policy.Ref) bool { return slices.Contains(now, ref) })
+	}
 }
 
 // admitClosed lets a new pod begin although not all that policies allow it fits: in the directions that do not fit it is

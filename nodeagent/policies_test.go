@@ -944,3 +944,81 @@ func (p *policed) admitAfterReconcile(id uint16, namespace, app string, n identi
 	p.reconcile()
 	p.admit(id, namespace, app, n)
 }
+
+// Policies that find room one after the other, each in what the one before gives up, kept new pods waiting until the last
+// had: for more than a hundred writes.
+func TestNewPodDoesNotWaitForPoliciesThatFindRoomInTurn(t *testing.T) {
+	const count, prefixes = 30, 64
+	p := newPoliced(t)
+	p.kernel.limits = policy.Limits{Prefixes: count*prefixes + 2*prefixes} // one more at a time
+	p.restart()
+	version := func(i, round int) networkingv1.NetworkPolicy {
+		s := closed
+		var peers []networkingv1.NetworkPolicyPeer
+		for n := range prefixes {
+			peers = append(peers, fromBlock(fmt.Sprintf("10.%d.%d.%d/32", round, i, n)))
+		}
+		s.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: peers}}
+		return p.policy("a", fmt.Sprintf("p-%02d", i), s)
+	}
+	for i := range count {
+		p.cache.policies = append(p.cache.policies, version(i, 1))
+	}
+	p.admitAfterReconcile(1, "a", "web", 300)
+	for i := range count {
+		p.cache.policies[i] = version(i, 2)
+	}
+	var young *endpoint.Endpoint
+	admitted, first, during := make(chan error, 1), len(p.kernel.writes), 0
+	p.kernel.moment = func() {
+		if young != nil {
+			return
+		}
+		young = p.endpoint(2, "a", "web", 300)
+		asked := make(chan struct{})
+		go func() {
+			begin := p.Admit(t.Context(), young)
+			close(asked)
+			err := begin()
+			p.applying.Lock()
+			during = len(p.kernel.writes)
+			p.applying.Unlock()
+			admitted <- err
+		}()
+		<-asked
+	}
+	p.reconcile()
+	nodetest.Must(t, <-admitted)
+	total := len(p.kernel.writes)
+	if total-first < 2*count {
+		t.Fatalf("%d writes: they did not find room in turn", total-first)
+	}
+	if during-first > (total-first)/2 {
+		t.Errorf("a new pod began after %d writes of %d", during-first, total-first)
+	}
+	if got := p.Progress().Exceptions; len(got) > 0 {
+		t.Errorf("%+v", got)
+	}
+	for _, id := range []uint16{1, 2} {
+		p.expectIngress(id, true, count*prefixes)
+	}
+
+	// Nor does it make their passes itself: those that wait for others do so beside it.
+	for i := range count {
+		p.cache.policies[i] = version(i, 3)
+	}
+	p.applying.Lock()
+	p.feedNetworkPolicies(t.Context(), p.cache.policies, nil)
+	p.applying.Unlock()
+	before := len(p.kernel.writes)
+	p.admit(3, "a", "web", 300)
+	if got := len(p.kernel.writes) - before; got > 8 {
+		t.Errorf("a new pod made %d writes", got)
+	}
+	p.expectIngress(3, true, count*prefixes)
+	p.reconcile()
+	p.expectIngress(3, true, count*prefixes)
+	if got := p.Progress().Exceptions; len(got) > 0 {
+		t.Errorf("%+v", got)
+	}
+}

@@ -448,6 +448,21 @@ func (e *Engine) Waiting() bool {
 	return false
 }
 
+// Pending are the policies that say something of a subject and are not yet in force as they will be, for want of
+// ClassesInForce.
+func (e *Engine) Pending(s Subject) []Ref {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []Ref
+	for ref, w := range e.policies {
+		waits := w.needed && w.refused == nil && !slices.Equal(w.desired, w.active)
+		if (waits || w.early) && slices.ContainsFunc(slices.Concat(w.desired, w.active), func(r *rule) bool { return r.Subject.ask(s.Labels, s.Whole) != no }) {
+			out = append(out, ref)
+		}
+	}
+	return out
+}
+
 // Early tells whether a policy is in force without addresses that it allows, until ClassesInForce.
 func (e *Engine) Early() bool {
 	e.mu.Lock()
