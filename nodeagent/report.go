@@ -156,7 +156,7 @@ func (r *Report) look(ctx context.Context) error {
 		return nil
 	}
 	if !turned && age < reportGap {
-		status.Maps, status.Drops = r.last.Maps, r.last.Drops // for news of policies alone nobody walks through maps
+		status.Maps, status.Drops, status.Flows = r.last.Maps, r.last.Drops, r.last.Flows // for news of policies alone nobody walks through maps
 		r.gap = min(2*max(r.gap, reportLook/2), 2*reportLook)
 	} else {
 		r.count(&status)

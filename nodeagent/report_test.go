@@ -3,15 +3,22 @@
 package nodeagent
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
@@ -44,6 +51,61 @@ func TestRestartedAgentDoesNotTakeBackDatapathReady(t *testing.T) {
 				t.Errorf("%s: %s is %s, want %s", name, kind, text, want)
 			}
 		}
+	}
+}
+
+// statusKept is an API server that keeps the last status it was told.
+type statusKept struct {
+	client.Client
+	knows  *runtime.Scheme
+	status statusWriter
+}
+
+type statusWriter struct {
+	client.SubResourceWriter
+	last map[string]any
+}
+
+func (s *statusKept) Scheme() *runtime.Scheme          { return s.knows }
+func (s *statusKept) Status() client.SubResourceWriter { return &s.status }
+
+func (s *statusWriter) Apply(_ context.Context, obj runtime.ApplyConfiguration, _ ...client.SubResourceApplyOption) error {
+	raw, err := json.Marshal(obj)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, &s.last)
+}
+
+// The counters of flows went to 0 with every change of a policy, until the next report of counters.
+func TestNewsOfPoliciesKeepTheCounters(t *testing.T) {
+	o := observed{policies: v1alpha1.PolicyProgress{Kind: "NetworkPolicy", InForce: "7"}}
+	knows, err := scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := &statusKept{knows: knows}
+	r := &Report{
+		node: "n", writer: NewWriter(kept), observe: func() observed { return o }, standing: func() standing { return standing{} },
+		made: true, last: makeReport(o, v1alpha1.CiliumNodeReportStatus{}), written: time.Now(),
+	}
+	r.last.Maps = []v1alpha1.MapReport{{Name: "conntrack", MaxEntries: 8}}
+	r.last.Drops = []v1alpha1.PacketCounter{{Reason: "POLICY", Packets: 3}}
+	r.last.Flows = v1alpha1.FlowCounters{Seen: 12, Lost: 1}
+	before := r.last
+	o.policies.InForce = "8"
+	if err := r.look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.last.Policies) != 1 || r.last.Policies[0].InForce != "8" {
+		t.Fatalf("the news were not written: %+v", r.last)
+	}
+	if !apiequality.Semantic.DeepEqual(before.Flows, r.last.Flows) || !apiequality.Semantic.DeepEqual(before.Maps, r.last.Maps) ||
+		!apiequality.Semantic.DeepEqual(before.Drops, r.last.Drops) {
+		t.Errorf("flows %+v, maps %+v, drops %+v", r.last.Flows, r.last.Maps, r.last.Drops)
+	}
+	if flows, _, _ := unstructured.NestedMap(kept.status.last, "status", "flows"); fmt.Sprint(flows["seen"], flows["lost"]) != "12 1" {
+		t.Errorf("written: %v", kept.status.last["status"])
 	}
 }
 
