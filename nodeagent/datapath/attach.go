@@ -37,12 +37,23 @@ type attacher struct {
 	tcx bool
 	// mu guards the maps below: pods are attached side by side.
 	mu sync.Mutex
-	// hook -> device -> how: tcx or clsact. What we know to be attached.
-	attached map[bpf.Hook]map[string]string
+	// hook -> device -> how. What we know to be attached.
+	attached map[bpf.Hook]map[string]attachment
 	// hooks whose filters on all devices were looked through.
 	scanned map[bpf.Hook]bool
 	// cgroup hook's name -> how.
 	sockets map[string]string
+}
+
+// The ways of attaching to a device, as they are reported.
+const (
+	tcx    = "tcx"
+	clsact = "clsact"
+)
+
+type attachment struct {
+	index int
+	how   string
 }
 
 // device is an interface as the hooks on it are named.
@@ -79,89 +90,84 @@ func (a *attacher) pin(hook bpf.Hook, dev string) string {
 	return filepath.Join(a.folder, hookName(hook)+"_"+escapeDevice.Replace(dev))
 }
 
-// attach makes the hook's stub be on the device, by the way that is in force, and takes the other way off. Between
-// the two a stub would run twice on a packet, and some programs change what they would see: so the slow part, coming
-// and going, is done with a program that does nothing, and the change over is two writes of a pointer.
+// attach makes the hook's stub be on the device by the way that is in force, and takes the other way off.
 func (a *attacher) attach(hook bpf.Hook, dev device) error {
-	how, on, off, other := "tcx", a.putLink, a.putFilter, a.filterIsOn
-	remove := a.detachFilter
-	if a.way(hook) == "clsact" {
-		how, on, off, other = "clsact", a.putFilter, a.putLink, a.linkIsOn
-		remove = a.detachTCX
+	how, put := a.way(hook, dev), a.toFilter
+	if how == tcx {
+		put = a.toLink
 	}
-	stub := a.progs.stubs[hook]
-	old, err := other(hook, dev)
-	if err == nil && !old {
-		err = on(hook, dev, stub)
-	} else if err == nil {
-		err = a.changeOver(hook, dev, on, off)
-	}
-	if err != nil {
+	if err := put(hook, dev); err != nil {
 		return fmt.Errorf("attach %s to %s by %s: %w", hookName(hook), dev.name, how, err)
 	}
-	if err := remove(hook, dev); err != nil {
-		return fmt.Errorf("take the other %s off %s: %w", hookName(hook), dev.name, err)
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.attached[hook] == nil {
-		a.attached[hook] = map[string]string{}
-	}
-	a.attached[hook][dev.name] = how
+	a.note(hook, dev, how)
 	return nil
 }
 
+func (a *attacher) note(hook bpf.Hook, dev device, how string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.attached[hook] == nil {
+		a.attached[hook] = map[string]attachment{}
+	}
+	a.attached[hook][dev.name] = attachment{dev.index, how}
+}
+
 // devices are those that the hook is attached to, and how.
-func (a *attacher) devices(hook bpf.Hook) map[string]string {
+func (a *attacher) devices(hook bpf.Hook) map[string]attachment {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return maps.Clone(a.attached[hook])
 }
 
-// way is how the hook is attached by the present configuration: by a TCX link where the kernel has it, but pods'
-// interfaces always by a filter. To attach a link the kernel holds the lock of all devices for a grace period, twice a
-// pod: with eight pods coming at once each waited 250 ms, with filters 4 to 14 ms. On the path of packets no difference
-// was found between the two.
-func (a *attacher) way(hook bpf.Hook) string {
-	if !a.tcx || hook == bpf.MapsHookHOOK_FROM_POD || hook == bpf.MapsHookHOOK_TO_POD {
-		return "clsact"
+// report says how many devices the hook is attached to, and how: by the ways that are in use, or by the one that
+// would be where there is no device.
+func (a *attacher) report(hook bpf.Hook) (how string, devices int) {
+	ways := map[string]bool{}
+	on := a.devices(hook)
+	for _, at := range on {
+		ways[at.how] = true
 	}
-	return "tcx"
+	if len(ways) == 0 {
+		ways[a.way(hook, device{})] = true
+	}
+	return strings.Join(slices.Sorted(maps.Keys(ways)), ", "), len(on)
 }
 
-type put func(bpf.Hook, device, *ebpf.Program) error
-
-func (a *attacher) changeOver(hook bpf.Hook, dev device, on, off put) error {
-	pass, err := a.progs.nothing()
-	if err != nil {
-		return err
-	}
-	if err := on(hook, dev, pass); err != nil {
-		return err
-	}
-	stub := a.progs.stubs[hook]
-	if hook == bpf.MapsHookHOOK_TO_NETDEV {
-		// What pods sent was judged before and may leave unseen; seen twice it would be taken for the host's own.
-		if err := off(hook, dev, pass); err != nil {
-			return err
+// linked tells whether what the pod at this interface sends is judged by a link.
+func (a *attacher) linked(ifindex int) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, at := range a.attached[bpf.MapsHookHOOK_FROM_POD] {
+		if at.index == ifindex {
+			return at.how == tcx
 		}
-		return on(hook, dev, stub)
 	}
-	// Everywhere else an unseen packet would be one that nobody judged.
-	if err := on(hook, dev, stub); err != nil {
-		return err
-	}
-	return off(hook, dev, pass)
+	return false
 }
 
-func (a *attacher) linkIsOn(hook bpf.Hook, dev device) (bool, error) {
+// way is how the hook is to be attached by the present configuration: by a TCX link where the kernel has it. To attach
+// one the kernel holds the lock of all devices for a grace period, and ADD is not to wait for that; so a pod begins
+// with filters, and what it sends moves over later (mover). What the host sends it does not pay for that.
+func (a *attacher) way(hook bpf.Hook, dev device) string {
+	switch {
+	case !a.tcx, hook == bpf.MapsHookHOOK_TO_POD:
+		return clsact
+	case hook == bpf.MapsHookHOOK_FROM_POD && !a.linkIsOn(hook, dev):
+		return clsact
+	}
+	return tcx
+}
+
+func (a *attacher) linkIsOn(hook bpf.Hook, dev device) bool {
 	at, _ := side(hook)
-	return linkIsOn(a.pin(hook, dev.name), at, dev.index), nil
+	return linkIsOn(a.pin(hook, dev.name), at, dev.index)
 }
 
-func (a *attacher) filterIsOn(hook bpf.Hook, dev device) (bool, error) {
+// isOn tells whether the hook is on the device by either way. The filter is looked for first: when a pod moves over, it
+// goes after the link has come.
+func (a *attacher) isOn(hook bpf.Hook, dev device) (bool, error) {
 	filters, err := ourFilters(hook, dev)
-	return len(filters) > 0, err
+	return len(filters) > 0 || err == nil && a.linkIsOn(hook, dev), err
 }
 
 // putLink makes the program be on the device by a pinned link, in the place of the one that is.
@@ -201,8 +207,7 @@ func (a *attacher) adoptLink(pin string, at ebpf.AttachType, ifindex int, prog *
 	if err != nil {
 		return false, fmt.Errorf("pinned link: %w", err)
 	}
-	tcx := info.TCX()
-	if tcx == nil || int(tcx.Ifindex) != ifindex || ebpf.AttachType(tcx.AttachType) != at {
+	if on := info.TCX(); on == nil || int(on.Ifindex) != ifindex || ebpf.AttachType(on.AttachType) != at {
 		return false, nil
 	}
 	return true, updateLink(l, info, prog)
@@ -382,8 +387,8 @@ func linkIsOn(pin string, at ebpf.AttachType, ifindex int) bool {
 	if err != nil {
 		return false
 	}
-	tcx := info.TCX()
-	return tcx != nil && int(tcx.Ifindex) == ifindex && ebpf.AttachType(tcx.AttachType) == at
+	on := info.TCX()
+	return on != nil && int(on.Ifindex) == ifindex && ebpf.AttachType(on.AttachType) == at
 }
 
 // pinned are the devices of the hook's pinned links.

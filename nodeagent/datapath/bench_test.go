@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // BenchmarkAddPod is what the datapath adds to a CNI ADD; the interface is made outside the clock.
@@ -88,5 +90,37 @@ func BenchmarkLoad(b *testing.B) {
 		if strings.HasPrefix(line, "RssAnon") {
 			b.Log(strings.TrimSpace(line))
 		}
+	}
+}
+
+// BenchmarkInterfaceGoes is what the removal of a pod's interface costs, with filters and when it has moved to a link:
+// the kernel holds the lock of all devices for it.
+func BenchmarkInterfaceGoes(b *testing.B) {
+	next := uint16(2000)
+	for _, way := range []string{clsact, tcx} {
+		b.Run(way, func(b *testing.B) {
+			f := newFixture(b)
+			d := f.start(f.config())
+			var times []time.Duration
+			for b.Loop() {
+				b.StopTimer()
+				next++
+				p := f.addPod(d, next)
+				if way == tcx {
+					_, err := d.movePod(b.Context(), p)
+					must(b, err)
+				}
+				b.StartTimer()
+				start := time.Now()
+				must(b, netlink.LinkDel(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: p.Ifindex}}))
+				times = append(times, time.Since(start))
+				b.StopTimer()
+				must(b, d.RemovePod(p.ID))
+				b.StartTimer()
+			}
+			slices.Sort(times)
+			b.ReportMetric(float64(times[len(times)/2].Microseconds())/1000, "p50-ms")
+			b.ReportMetric(float64(times[len(times)*99/100].Microseconds())/1000, "p99-ms")
+		})
 	}
 }

@@ -41,7 +41,7 @@ func (d *Datapath) CheckPod(pod Pod) error {
 		}
 	}
 	for _, hook := range podHooks {
-		on, err := d.attach.filterIsOn(hook, pod.device())
+		on, err := d.attach.isOn(hook, pod.device())
 		switch {
 		case err != nil:
 			errs = append(errs, err)

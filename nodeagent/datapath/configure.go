@@ -30,6 +30,7 @@ var (
 // Configure brings devices, sysctls, the tunnel device and programs to cfg. It is idempotent and adopts what is
 // pinned. On an error whatever was in force before stays in force; ErrNoUplink comes after everything else was done.
 func (d *Datapath) Configure(ctx context.Context, cfg Config) error {
+	defer d.stir()()
 	d.wiring.Lock()
 	defer d.wiring.Unlock()
 	d.mu.Lock()

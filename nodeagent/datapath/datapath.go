@@ -136,6 +136,8 @@ type Datapath struct {
 
 	// spare makes tables of unanswered flows ahead of the pods that will want them.
 	spare spare
+	// churn is when a pod last came or went.
+	churn churn
 	// health is what the last Configure or repair said.
 	health error
 
@@ -192,7 +194,7 @@ func assemble(opts Options, k *kernel, m *mapSet) *Datapath {
 		progs:  progs,
 		attach: &attacher{
 			folder: filepath.Join(opts.folder(), "links"), progs: progs, tcx: true,
-			attached: map[bpf.Hook]map[string]string{}, scanned: map[bpf.Hook]bool{}, sockets: map[string]string{},
+			attached: map[bpf.Hook]map[string]attachment{}, scanned: map[bpf.Hook]bool{}, sockets: map[string]string{},
 		},
 		endpoints:  delta.New(&mapStore[bpf.Addr, bpf.Endpoint]{m, bpf.MapsMapEndpoints}),
 		interfaces: delta.New(&mapStore[uint32, bpf.PodInterface]{m, bpf.MapsMapPodInterfaces}),
@@ -203,6 +205,7 @@ func assemble(opts Options, k *kernel, m *mapSet) *Datapath {
 		backends:   delta.New(&mapStore[bpf.BackendKey, bpf.Backend]{m, bpf.MapsMapBackends}),
 		policy:     newPolicyWriter(m),
 		gc:         newCollector(),
+		churn:      churn{calm: calmTime, changed: make(chan struct{}, 1)},
 	}
 }
 

@@ -322,6 +322,7 @@ func (f *fixture) open() *Datapath {
 	f.t.Helper()
 	d, err := Open(f.opts)
 	must(f.t, err)
+	d.churn.calm = time.Hour // pods move over where a test says so
 	f.t.Cleanup(func() { _ = d.Close() })
 	return d
 }

@@ -187,7 +187,8 @@ func (d *Datapath) Programs() []ProgramInfo {
 		if err := hooks.Lookup(uint32(p.Hook), &id); err != nil {
 			continue
 		}
-		info := ProgramInfo{Name: p.Name, ID: id, Attach: d.attach.way(p.Hook), Devices: len(d.attach.devices(p.Hook))}
+		info := ProgramInfo{Name: p.Name, ID: id}
+		info.Attach, info.Devices = d.attach.report(p.Hook)
 		info.Tag, _ = tagOf(id)
 		out = append(out, info)
 	}

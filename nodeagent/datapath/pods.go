@@ -61,6 +61,7 @@ func (p Pod) check(limit uint32) error {
 // SetPods makes the given pods the only ones: endpoints, interfaces, tables of unanswered flows; and, once Configure
 // was called, their stubs, sysctls, routes and neighbours.
 func (d *Datapath) SetPods(pods []Pod) error {
+	defer d.stir()()
 	d.wiring.Lock()
 	defer d.wiring.Unlock()
 	d.mu.Lock()
@@ -97,6 +98,7 @@ func (d *Datapath) SetPods(pods []Pod) error {
 // ErrNotConfigured before Configure has succeeded. Calls for different pods go side by side: the kernel makes each
 // wait for a grace period or two, in which every CPU must have been idle once.
 func (d *Datapath) AddPod(pod Pod) error {
+	defer d.stir()()
 	d.wiring.RLock()
 	defer d.wiring.RUnlock()
 	if !d.configured() {
@@ -153,6 +155,7 @@ func (d *Datapath) recordPod(pod Pod) (old Pod, had bool, err error) {
 // than after: what is attached then goes with it. The table of unanswered flows stays for whoever comes next under
 // the id, or until the collector's next round.
 func (d *Datapath) RemovePod(id uint16) error {
+	defer d.stir()()
 	d.wiring.RLock()
 	defer d.wiring.RUnlock()
 	pod, had, err := d.forgetPod(id)

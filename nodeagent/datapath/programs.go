@@ -14,9 +14,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 
 	"github.com/kube-cilium/kube-cilium/bpf"
 )
@@ -33,8 +33,9 @@ type programs struct {
 	socket map[string]*ebpf.Program
 	// hook's name -> pin, while older pins may be there.
 	socketPins map[string]string
-	// pass is loaded when first needed.
-	pass *ebpf.Program
+	// mu guards handovers, which are loaded when first needed.
+	mu        sync.Mutex
+	handovers map[bpf.Hook]handover
 	// what the programs were loaded with; nil: load again.
 	loaded, socketLoaded constants
 }
@@ -201,22 +202,6 @@ func (p *programs) loadStubs() error {
 }
 
 func stubPrefix(hook string) string { return "stub_" + hook + "_" }
-
-// nothing is a program that lets everything go on.
-func (p *programs) nothing() (*ebpf.Program, error) {
-	if p.pass != nil {
-		return p.pass, nil
-	}
-	pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "kc_pass", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}, // TC_ACT_UNSPEC, TCX_NEXT
-	})
-	if err != nil {
-		return nil, fmt.Errorf("load kc_pass: %w", err)
-	}
-	p.pass = pass
-	return pass, nil
-}
 
 // flip brings the programs of every slot to consts: all are loaded before the first slot is written, so that a program
 // that the kernel refuses changes nothing. It is a no-op when they are in force already.
@@ -390,8 +375,10 @@ func (p *programs) unpinOthers(prefix, keep string) error {
 func (p *programs) close() {
 	closeAll(p.stubs)
 	closeAll(p.socket)
-	if p.pass != nil {
-		p.pass.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, h := range p.handovers {
+		h.close()
 	}
-	p.stubs, p.socket, p.pass = nil, nil, nil
+	p.stubs, p.socket, p.handovers = nil, nil, nil
 }

@@ -26,7 +26,10 @@ const (
 // Run repairs devices, attachments, routes, neighbours and sysctls, on netlink events and once in a while, until ctx
 // ends. A device that comes or goes, or whose address or MTU changes, is taken up as Configure would.
 func (d *Datapath) Run(ctx context.Context) error {
-	seen := &events{changed: make(chan struct{}, 1), devices: map[int]bool{}}
+	seen := &events{changed: make(chan struct{}, 1), devices: map[int]bool{}, linked: d.attach.linked}
+	var moving sync.WaitGroup
+	moving.Go(func() { d.movePods(ctx) })
+	defer moving.Wait()
 	go watch(ctx, seen, func(err error) { d.log.Error(err, "watch devices and routes") })
 	ticker := time.NewTicker(repairInterval)
 	defer ticker.Stop()
@@ -69,6 +72,8 @@ type events struct {
 	mu      sync.Mutex
 	devices map[int]bool
 	routes  []netip.Prefix
+	// linked is true of a pod's interface that has no filter for what the pod sends.
+	linked func(ifindex int) bool
 }
 
 // manyRoutes is where single routes are not told apart any longer.
@@ -250,9 +255,17 @@ func watchFilters(s *nl.NetlinkSocket, seen *events, report func(error)) {
 			return
 		}
 		for _, m := range messages {
-			gone := m.Header.Type == unix.RTM_DELTFILTER || m.Header.Type == unix.RTM_DELQDISC
-			if gone && len(m.Data) >= nl.SizeofTcMsg {
-				seen.tell(int(nl.DeserializeTcMsg(m.Data).Ifindex))
+			if len(m.Data) < nl.SizeofTcMsg {
+				continue
+			}
+			what := nl.DeserializeTcMsg(m.Data)
+			switch index := int(what.Ifindex); {
+			case m.Header.Type == unix.RTM_DELQDISC:
+				seen.tell(index)
+			case m.Header.Type == unix.RTM_DELTFILTER && what.Parent == netlink.HANDLE_MIN_INGRESS && seen.linked(index):
+				// It was ours to take, when the pod moved over.
+			case m.Header.Type == unix.RTM_DELTFILTER:
+				seen.tell(index)
 			}
 		}
 	}

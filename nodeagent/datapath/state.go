@@ -104,7 +104,7 @@ type MapInfo struct {
 type ProgramInfo struct {
 	// Name of the hook, such as from_pod.
 	Name string
-	// Attach is tcx, clsact or cgroup.
+	// Attach is tcx, clsact or cgroup; "clsact, tcx" while some pods have moved over and some have not.
 	Attach string
 	// Devices counts the interfaces or cgroups that it is attached to.
 	Devices int
