@@ -45,7 +45,7 @@ type KernelReport struct {
 type ProgramReport struct {
 	// name of the hook, such as from_pod.
 	Name string `json:"name"`
-	// attach says how: tcx, clsact or cgroup.
+	// attach says how: tcx, clsact or cgroup; "clsact, tcx" while some pods have moved from one to the other.
 	Attach string `json:"attach"`
 	// devices counts the interfaces or cgroups that it is attached to.
 	Devices int32 `json:"devices"`

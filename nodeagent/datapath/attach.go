@@ -147,7 +147,7 @@ func (a *attacher) linked(ifindex int) bool {
 
 // way is how the hook is to be attached by the present configuration: by a TCX link where the kernel has it. To attach
 // one the kernel holds the lock of all devices for a grace period, and ADD is not to wait for that; so a pod begins
-// with filters, and what it sends moves over later (mover). What the host sends it does not pay for that.
+// with filters, and what it sends moves over later (movePods). What the host sends it does not pay for that.
 func (a *attacher) way(hook bpf.Hook, dev device) string {
 	switch {
 	case !a.tcx, hook == bpf.MapsHookHOOK_TO_POD:

@@ -107,7 +107,7 @@ func BenchmarkInterfaceGoes(b *testing.B) {
 				next++
 				p := f.addPod(d, next)
 				if way == tcx {
-					_, err := d.movePod(b.Context(), p)
+					_, _, err := d.movePod(b.Context(), p)
 					must(b, err)
 				}
 				b.StartTimer()

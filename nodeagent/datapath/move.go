@@ -71,7 +71,7 @@ func (c *churn) untilCalm() time.Duration {
 // movePods gives what pods send a link in the place of its filter, one pod at a time and when no pod comes or goes,
 // until ctx ends. A link is quicker by half a microsecond a packet, and nobody takes it away.
 func (d *Datapath) movePods(ctx context.Context) {
-	refused := map[int]bool{} // until the next round, so that one that fails does not stop the others
+	refused := map[int]bool{} // until something changes, so that one that fails does not stop the others
 	for ctx.Err() == nil {
 		p, ok := d.nextToMove(refused)
 		wait := d.churn.untilCalm()
@@ -81,16 +81,16 @@ func (d *Datapath) movePods(ctx context.Context) {
 			case <-ctx.Done():
 			case <-d.churn.changed:
 			case <-time.After(repairInterval):
-				clear(refused)
 			}
+			clear(refused)
 			continue
 		case wait > 0:
 		default:
-			held, err := d.movePod(ctx, p)
+			held, moved, err := d.movePod(ctx, p)
 			if err != nil && !errors.Is(err, unix.ENODEV) && !isGone(p) {
 				d.log.Error(err, "move a pod's interface from filter to link", "interface", p.Interface)
 			}
-			if err != nil {
+			if !moved {
 				refused[p.Ifindex] = true
 			}
 			wait = max((lockShare-1)*held, leastPause)
@@ -123,11 +123,10 @@ func (d *Datapath) nextToMove(refused map[int]bool) (Pod, bool) {
 	return Pod{}, false
 }
 
-// movePod also tells how long it held the locks. They are let go while it waits for programs to end: what is attached
-// then is complete, and whoever comes in between may finish it or undo it.
-func (d *Datapath) movePod(ctx context.Context, p Pod) (held time.Duration, err error) {
+// movePod also tells how long it held the locks, and whether a link judges now. The locks are let go while it waits for
+// programs to end: what is attached then is complete, and whoever comes in between may finish it or undo it.
+func (d *Datapath) movePod(ctx context.Context, p Pod) (held time.Duration, moved bool, err error) {
 	const hook = bpf.MapsHookHOOK_FROM_POD
-	began := false
 	held, err = d.alone(ctx, p, func() error {
 		filters, err := ourFilters(hook, p.device())
 		if err != nil || len(filters) == 0 { // none: taken away by somebody, and the repair knows
@@ -137,14 +136,14 @@ func (d *Datapath) movePod(ctx context.Context, p Pod) (held time.Duration, err 
 			return err
 		}
 		d.attach.note(hook, p.device(), tcx)
-		began = true
+		moved = true
 		return nil
 	})
-	if err != nil || !began {
-		return held, err
+	if !moved {
+		return held, false, err
 	}
 	if err := waitForPrograms(); err != nil {
-		return held, err
+		return held, true, err
 	}
 	_, err = d.alone(ctx, p, func() error {
 		if !d.attach.linkIsOn(hook, p.device()) {
@@ -152,7 +151,7 @@ func (d *Datapath) movePod(ctx context.Context, p Pod) (held time.Duration, err 
 		}
 		return d.attach.finishLink(hook, p.device())
 	})
-	return held, err
+	return held, true, err
 }
 
 // alone does something to the pod while nothing else is done to any, and never makes those that come wait for those

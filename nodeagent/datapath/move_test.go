@@ -210,11 +210,11 @@ func TestPodGoesWhileItMoves(t *testing.T) {
 	p, q := f.addPod(d, 195), f.addPod(d, 196)
 	must(t, d.attach.beginLink(fromPod, p.device()))
 	must(t, netlink.LinkDel(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: p.Ifindex}}))
-	if _, err := d.movePod(t.Context(), p); err == nil {
+	if _, _, err := d.movePod(t.Context(), p); err == nil {
 		t.Log("the interface was there still")
 	}
 	must(t, d.RemovePod(195))
-	if _, err := d.movePod(t.Context(), p); err != nil {
+	if _, _, err := d.movePod(t.Context(), p); err != nil {
 		t.Errorf("a pod that is gone: %v", err)
 	}
 	if pins := f.pins(); slices.ContainsFunc(pins, func(s string) bool { return strings.HasPrefix(s, "links/from_pod_") }) {
@@ -232,7 +232,7 @@ func TestPodGoesWhileItMoves(t *testing.T) {
 	if got := podWays(t, q); !slices.Equal(got, unmoved) {
 		t.Errorf("added again: %v", got)
 	}
-	_, err := d.movePod(t.Context(), q)
+	_, _, err := d.movePod(t.Context(), q)
 	must(t, err)
 	must(t, d.AddPod(q)) // once more, when it has moved
 	if got := podWays(t, q); !slices.Equal(got, moved) {
@@ -248,7 +248,7 @@ func TestPodGoesWhileItMoves(t *testing.T) {
 	if got := podWays(t, q); !slices.Equal(got, unmoved) {
 		t.Errorf("another interface of the same name: %v", got)
 	}
-	_, err = d.movePod(t.Context(), q)
+	_, _, err = d.movePod(t.Context(), q)
 	must(t, err)
 	if got := podWays(t, q); !slices.Equal(got, moved) {
 		t.Errorf("moved: %v", got)

@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -87,6 +89,9 @@ func bringUp(ctx context.Context, tool, name string) (o *ours, err error) {
 			return nil, err
 		}
 		o.pods[name] = p
+	}
+	if err := o.moved(ctx, slices.Collect(maps.Keys(on))...); err != nil {
+		return nil, err
 	}
 	vip, err := c.Kubectl(ctx, nil, "-n", benchNamespace, "get", "service", "same", "-o", "jsonpath={.spec.clusterIP}")
 	o.vip = strings.TrimSpace(vip)

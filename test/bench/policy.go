@@ -71,8 +71,10 @@ func (o *ours) ruledPods(ctx context.Context, log io.Writer) ([]shape, error) {
 		return nil, err
 	}
 	var shapes []shape
+	var names []string
 	for _, n := range counts {
 		pod := ruledName(n)
+		names = append(names, pod)
 		if _, err := o.Kubectl(ctx, nil, "-n", benchNamespace, "wait", "--for=condition=Ready", "--timeout=90s", "pod/"+pod); err != nil {
 			return nil, err
 		}
@@ -86,7 +88,7 @@ func (o *ours) ruledPods(ctx context.Context, log io.Writer) ([]shape, error) {
 		}
 		shapes = append(shapes, shape{name: fmt.Sprintf("same node, %d rules", n), client: o.pods["client"], server: p, dst: strings.TrimSpace(ips)})
 	}
-	return shapes, nil
+	return shapes, o.moved(ctx, names...)
 }
 
 // dropRules takes away what ruledPods made.

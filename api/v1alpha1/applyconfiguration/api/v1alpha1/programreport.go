@@ -9,7 +9,7 @@ package v1alpha1
 type ProgramReportApplyConfiguration struct {
 	// name of the hook, such as from_pod.
 	Name *string `json:"name,omitempty"`
-	// attach says how: tcx, clsact or cgroup.
+	// attach says how: tcx, clsact or cgroup; "clsact, tcx" while some pods have moved from one to the other.
 	Attach *string `json:"attach,omitempty"`
 	// devices counts the interfaces or cgroups that it is attached to.
 	Devices *int32 `json:"devices,omitempty"`
