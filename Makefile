@@ -32,11 +32,12 @@ help: ## Show this help.
 ##@ A real cluster
 
 .PHONY: up
-up: build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Bring a real cluster up on this machine, on our network, with the demo. CLUSTER=, WORKERS=
-	@$(TEST_CLUSTER) up --name $(CLUSTER) --workers $(WORKERS) --cni ours
+up: up-says build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Bring a real cluster up on this machine, on our network, with the demo. CLUSTER=, WORKERS=
+	@$(TEST_CLUSTER) up --name $(CLUSTER) --workers $(WORKERS) --cni ours --version $(VERSION)
 	@eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"; set -e; export PATH="$(CURDIR)/bin:$$PATH"; \
 	kubectl apply -f test/cluster/demo/demo.yaml >/dev/null; \
 	kubectl -n demo rollout status deployment/server deployment/client deployment/stranger --timeout=90s >/dev/null; \
+	timeout 60 sh -c 'until kubectl get ciliumnodereports -o jsonpath="{.items[*].status.endpoints}" | awk -v "pods=$$(kubectl get pods -A --field-selector spec.hostNetwork=false,status.phase=Running -o name | wc -l)" "{for (i = 1; i <= NF; i++) n += \$$i} END {exit n < pods}"; do sleep 1; done'; \
 	set -x; \
 	kubectl cilium status --wait --timeout 60s; \
 	kubectl -n demo get pods -o wide; \
@@ -46,7 +47,11 @@ up: build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Bring a real clu
 	kubectl -n demo logs deployment/client --tail=3; \
 	kubectl -n demo logs deployment/stranger --tail=3; \
 	kubectl hubble flows -n demo --verdict DROPPED --last 4
-	@echo; echo 'To go on: eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"; PATH=$(CURDIR)/bin:$$PATH'; echo 'To end:   make down'
+	@echo; echo 'To go on: eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"; PATH=$(CURDIR)/bin:$$PATH'; echo 'To end:   make down$(if $(filter-out demo,$(CLUSTER)), CLUSTER=$(CLUSTER))'
+
+.PHONY: up-says
+up-says:
+	@echo 'building our own programs (the first time some minutes in silence: their modules are fetched and compiled too)'
 
 .PHONY: down
 down: test-cluster ## Take the cluster down; nothing is left behind.
@@ -83,12 +88,12 @@ test-cluster:
 
 .PHONY: images
 images: test-cluster ## Write multi-architecture OCI archives of our images to dist/.
-	$(TEST_CLUSTER) images --out dist
+	$(TEST_CLUSTER) images --out dist --version $(VERSION)
 
 .PHONY: push
 push: test-cluster ## Push our images. REGISTRY=registry.example/team
 	@test -n "$(REGISTRY)" || { echo "push: say where: make push REGISTRY=registry.example/team" >&2; exit 1; }
-	$(TEST_CLUSTER) images --out dist --push $(REGISTRY)
+	$(TEST_CLUSTER) images --out dist --version $(VERSION) --push $(REGISTRY)
 
 .PHONY: build-installer
 build-installer: test-cluster ## Write dist/install.yaml, everything that config/default installs.

@@ -105,6 +105,9 @@ func Run(ctx context.Context, c *cluster.Cluster, o Options) (report *Report, er
 	return report, nil
 }
 
+// WorldTest is the test that asks Options.External, and is there only with it.
+const WorldTest = "world"
+
 // TestNames are all that --test takes.
 func TestNames() []string {
 	l := &lab{nodes: []string{"a", "b"}, pods: map[string]podAddresses{}}

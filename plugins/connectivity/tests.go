@@ -135,7 +135,7 @@ func (l *lab) names() test {
 }
 
 func (l *lab) world(external []probe.Target) test {
-	t := test{name: "world", about: "outside of the cluster, as asked for"}
+	t := test{name: WorldTest, about: "outside of the cluster, as asked for"}
 	for _, from := range []string{asker, hostOwn} {
 		for _, target := range external {
 			t.checks = append(t.checks, check{from: from, to: target.String(), how: strings.ToUpper(target.Protocol), target: target})

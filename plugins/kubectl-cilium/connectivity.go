@@ -41,7 +41,8 @@ func (p *plugin) connectivity() *cobra.Command {
 			"policy: pods of the same and of the other node, both hosts, a ClusterIP, a name, from pods and from a host, by TCP,\n" +
 			"UDP and ICMP, large and in fragments, over both families. Then a policy of each kind, which has to let through and\n" +
 			"to refuse. Pods and policies are in two namespaces of the test's own; nothing else of the cluster is touched.\n" +
-			"Exits with 1 when a check fails, and says why: for what was lost, the drop that a node told of.",
+			"Exits with 1 when a check fails, and says why: for what was lost, the drop that a node told of.\n\n" +
+			"Names of tests (" + connectivity.WorldTest + " needs --external):\n  " + strings.Join(connectivity.TestNames(), "\n  "),
 		Example: `  # On two nodes that take pods
   kubectl cilium connectivity test
 
@@ -61,7 +62,7 @@ func (p *plugin) connectivity() *cobra.Command {
 	f.BoolVar(&o.run.SingleNode, "single-node", false, "Leave out what takes a second node.")
 	f.Uint16Var(&o.hostPort, "host-port", 14241, "Port on the hosts for the two pods that speak for them.")
 	f.StringSliceVar(&o.external, "external", nil, "Also ask the world: HOST[:PORT] or icmp://HOST. Nothing outside of the cluster is asked without.")
-	f.StringSliceVar(&o.run.Only, "test", nil, "Only these tests.")
+	f.StringSliceVar(&o.run.Only, "test", nil, "Only these tests, of those named above.")
 	f.DurationVar(&o.run.Timeout, "timeout", 3*time.Second, "How long one answer may take.")
 	f.DurationVar(&o.run.Settle, "settle", 15*time.Second, "How long a policy may take to act.")
 	f.DurationVar(&o.run.Ready, "ready-timeout", 2*time.Minute, "How long the pods may take to be ready.")
@@ -93,6 +94,12 @@ func (o *connectivityOptions) validate() error {
 		if names := connectivity.TestNames(); !slices.Contains(names, name) {
 			return fmt.Errorf("--test %q is not known: %s", name, strings.Join(names, ", "))
 		}
+	}
+	if len(o.run.Only) > 0 && len(o.external) > 0 && !slices.Contains(o.run.Only, connectivity.WorldTest) {
+		return fmt.Errorf("--external is asked in the test %s, which --test leaves out: add --test %s", connectivity.WorldTest, connectivity.WorldTest)
+	}
+	if slices.Contains(o.run.Only, connectivity.WorldTest) && len(o.external) == 0 {
+		return fmt.Errorf("--test %s needs --external: whom to ask", connectivity.WorldTest)
 	}
 	for _, text := range o.external {
 		t, err := connectivity.ParseExternal(text)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/kube-cilium/kube-cilium/internal/maptable"
 	"github.com/kube-cilium/kube-cilium/plugins/cluster"
 	"github.com/spf13/cobra"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 // mapOptions are the flags of `kubectl cilium map list` and `dump`.
@@ -80,6 +82,7 @@ func (o *mapOptions) list(ctx context.Context, node string) error {
 	if err != nil {
 		return err
 	}
+	o.countInner(ctx, c, node, all)
 	if !o.output.table() {
 		return o.output.answer(o.Out, "NodeMaps", struct {
 			Node string          `json:"node"`
@@ -87,6 +90,37 @@ func (o *mapOptions) list(ctx context.Context, node string) error {
 		}{node, all})
 	}
 	return printMaps(o.Out, all, o.output.wide())
+}
+
+// countInner puts in what the node's agent reports for maps of maps: nearly all of their memory is that of the maps in
+// them, which the container inspect has no right to open. Without a report it is -1.
+func (o *mapOptions) countInner(ctx context.Context, c *cluster.Cluster, node string, all []maptable.Info) {
+	var report v1alpha1.CiliumNodeReport
+	err := c.Get(ctx, client.ObjectKey{Name: node}, &report)
+	if unknown := withInner(all, report.Status.Maps); len(unknown) > 0 {
+		why := "the node's agent reports none"
+		if err != nil {
+			why = err.Error()
+		}
+		o.remark("memory of %s is left out: %s", strings.Join(unknown, ", "), why)
+	}
+}
+
+// withInner is countInner with the report's maps, which are those of the newest layouts; it returns what they lack.
+func withInner(all []maptable.Info, reported []v1alpha1.MapReport) (unknown []string) {
+	for i := range all {
+		m := &all[i]
+		if !strings.HasSuffix(m.Type, "OfMaps") {
+			continue
+		}
+		at := slices.IndexFunc(reported, func(r v1alpha1.MapReport) bool { return r.Name == m.Name })
+		if at < 0 || i > 0 && all[i-1].Name == m.Name {
+			m.Bytes, unknown = -1, append(unknown, m.Name)
+			continue
+		}
+		m.Bytes = reported[at].Bytes
+	}
+	return unknown
 }
 
 func printMaps(out io.Writer, all []maptable.Info, wide bool) error {
@@ -99,15 +133,22 @@ func printMaps(out io.Writer, all []maptable.Info, wide bool) error {
 	total := int64(0)
 	for _, m := range all {
 		row := []string{m.Name, strconv.Itoa(m.Layout), m.Type, entries(m.Entries), strconv.FormatInt(m.MaxEntries, 10),
-			fill(m.Entries, m.MaxEntries), bytesText(m.Bytes)}
+			fill(m.Entries, m.MaxEntries), memory(m.Bytes)}
 		if wide {
 			row = append(row, bytesText(int64(m.KeySize)), bytesText(int64(m.ValueSize)), m.Error)
 		}
 		t.row(row...)
-		total += m.Bytes
+		total += max(m.Bytes, 0)
 	}
 	t.row("total", "", "", "", "", "", bytesText(total))
 	return t.flush()
+}
+
+func memory(n int64) string {
+	if n < 0 {
+		return "-"
+	}
+	return bytesText(n)
 }
 
 // mapDump is a map as the plugin tells it to machines.

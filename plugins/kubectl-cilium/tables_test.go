@@ -138,3 +138,32 @@ total                                                      5.0 MiB
 		t.Errorf("got\n%swant\n%s", out.String(), want)
 	}
 }
+
+// A map of maps showed the few bytes of its own numbers, and the total was less than a tenth of what status said.
+func TestMapsOfMapsCountWhatIsInThem(t *testing.T) {
+	list := func(reported ...v1alpha1.MapReport) (string, []string) {
+		all := []maptable.Info{
+			{Name: "metrics", Layout: 1, Type: "PerCPUArray", Entries: -1, MaxEntries: 2560, Bytes: 1 << 20},
+			{Name: "unanswered", Layout: 2, Type: "ArrayOfMaps", Entries: 3, MaxEntries: 4096, Bytes: 32 << 10},
+			{Name: "unanswered", Layout: 1, Type: "ArrayOfMaps", Entries: 3, MaxEntries: 4096, Bytes: 32 << 10},
+		}
+		unknown := withInner(all, reported)
+		var out bytes.Buffer
+		if err := printMaps(&out, all, false); err != nil {
+			t.Fatal(err)
+		}
+		return out.String(), unknown
+	}
+	got, unknown := list(v1alpha1.MapReport{Name: "unanswered", Bytes: 7 << 20})
+	if want := `MAP          LAYOUT   TYPE          ENTRIES   MAX    FILL   MEMORY
+metrics      1        PerCPUArray   -         2560   -      1.0 MiB
+unanswered   2        ArrayOfMaps   3         4096   0%     7.0 MiB
+unanswered   1        ArrayOfMaps   3         4096   0%     -
+total                                                       8.0 MiB
+`; got != want || len(unknown) != 1 {
+		t.Errorf("%q, got\n%swant\n%s", unknown, got, want)
+	}
+	if got, unknown := list(); len(unknown) != 2 || !strings.Contains(got, "1.0 MiB\n") || strings.Contains(got, "32.0 KiB") {
+		t.Errorf("%q without a report:\n%s", unknown, got)
+	}
+}

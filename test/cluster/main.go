@@ -39,7 +39,7 @@ func main() {
 
 // app is what every verb needs.
 type app struct {
-	name, cache, source string
+	name, cache, source, version string
 }
 
 func newCommand() *cobra.Command {
@@ -54,6 +54,7 @@ func newCommand() *cobra.Command {
 	flags.StringVar(&a.name, "name", "dev", "name of the cluster")
 	flags.StringVar(&a.cache, "cache", "", "folder for built binaries and state (default $"+cacheEnv+", else kube-cilium in the user's cache)")
 	flags.StringVar(&a.source, "source", "", "root of the repository (default: found from the current folder)")
+	flags.StringVar(&a.version, "version", "", "what our programs in images say they are (default: the images' tag)")
 	root.AddCommand(a.up(), a.down(), a.status(), a.kubectlEnv(), a.build(), a.assets(), a.images(), a.loadImages(), a.packages(), a.conformance(),
 		a.exec(), a.execOutside(), a.execControlPlane())
 	root.AddCommand(hidden()...)
@@ -64,7 +65,7 @@ func newCommand() *cobra.Command {
 func (a *app) host(needSource bool) (*cluster.Host, error) {
 	start := time.Now()
 	h := &cluster.Host{
-		Cache: a.cache, Source: a.source, Packages: strings.Fields(packages),
+		Cache: a.cache, Source: a.source, Version: a.version, Packages: strings.Fields(packages),
 		Progress: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "%6.1fs  %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
 		},

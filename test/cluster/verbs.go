@@ -113,7 +113,7 @@ func (a *app) kubectlEnv() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Printf("export KUBECONFIG=%s\nexport PATH=%s:$PATH\n", state.Kubeconfig, filepath.Join(h.Cache, "bin"))
+			fmt.Printf("export KUBECONFIG=%s\nexport KUBECACHEDIR=%s\nexport PATH=%s:$PATH\n", state.Kubeconfig, state.KubectlCache(), filepath.Join(h.Cache, "bin"))
 			return nil
 		},
 	}

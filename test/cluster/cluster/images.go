@@ -52,6 +52,13 @@ func (h *Host) baseImages(ctx context.Context, built build.Binaries) ([]image.Ar
 	return archives, nil
 }
 
+func (h *Host) version(tag string) string {
+	if h.Version != "" {
+		return h.Version
+	}
+	return tag
+}
+
 // ourImages builds our images from the source tree: those of the products, or
 // all. What could not be built is left out and told by the second result.
 func (h *Host) ourImages(ctx context.Context, tag string, products ...string) ([]image.Archive, error) {
@@ -67,7 +74,7 @@ func (h *Host) ourImages(ctx context.Context, tag string, products ...string) ([
 			continue
 		}
 		h.Progress("building image %s", product.Ref(tag))
-		spec, err := product.Spec(ctx, h.Source, scratch, runtime.GOARCH, tag)
+		spec, err := product.Spec(ctx, h.Source, scratch, runtime.GOARCH, tag, h.version(tag))
 		if err != nil {
 			failed = append(failed, err)
 			continue
@@ -203,7 +210,7 @@ func (h *Host) WriteImages(ctx context.Context, folder, tag, registry string, ar
 	defer os.RemoveAll(scratch)
 	for _, product := range image.Products() {
 		h.Progress("building %s for %s", product.Ref(tag), strings.Join(archs, ", "))
-		index, err := product.Release(ctx, h.Source, scratch, tag, archs)
+		index, err := product.Release(ctx, h.Source, scratch, tag, h.version(tag), archs)
 		if err != nil {
 			return err
 		}

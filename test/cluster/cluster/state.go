@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -95,7 +96,7 @@ func (s Store) folder(name string) string { return filepath.Join(s.Dir, name) }
 func (s Store) Load(name string) (*State, error) {
 	raw, err := os.ReadFile(filepath.Join(s.folder(name), "state.json"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s", ErrAbsent, name)
+		return nil, fmt.Errorf("%w: %s (%s)", ErrAbsent, name, s.there())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("state of %s: %w", name, err)
@@ -107,6 +108,10 @@ func (s Store) Load(name string) (*State, error) {
 	return state, nil
 }
 
+// KubectlCache is where kubectl is to remember what this API server serves: each cluster has a port of its own, so in
+// the user's cache every one would leave a folder.
+func (state *State) KubectlCache() string { return filepath.Join(state.Dir, "kubectl-cache") }
+
 // Names lists the clusters that have a folder, whole or not.
 func (s Store) Names() []string {
 	entries, _ := os.ReadDir(s.Dir)
@@ -117,6 +122,15 @@ func (s Store) Names() []string {
 		}
 	}
 	return names
+}
+
+// there says which clusters --name can say.
+func (s Store) there() string {
+	names := s.Names()
+	if len(names) == 0 {
+		return "there is none: make up, or the verb up, brings one up"
+	}
+	return "there are: " + strings.Join(names, ", ")
 }
 
 // save writes the state at once or not at all.

@@ -33,6 +33,8 @@ type Host struct {
 	Cache string
 	// Source is the root of this repository.
 	Source string
+	// Version is what our programs in images say they are; "" is the images' tag.
+	Version string
 	// Packages are the Debian packages that a cluster needs.
 	Packages []string
 	// Progress takes one line at a time for people.
@@ -329,6 +331,7 @@ func quoted(prefixes []netip.Prefix) string {
 // kubectl runs kubectl as an administrator, through the forwarder.
 func (state *State) kubectl(ctx context.Context, input string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, state.Binaries["kubectl"], append([]string{"--kubeconfig", state.Kubeconfig}, args...)...)
+	cmd.Env = append(os.Environ(), "KUBECACHEDIR="+state.KubectlCache())
 	cmd.Stdin = strings.NewReader(input)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

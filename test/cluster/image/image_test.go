@@ -164,7 +164,7 @@ func TestOnePathTwice(t *testing.T) {
 
 func TestProductWithoutSource(t *testing.T) {
 	p := image.Product{Name: "x", Mains: []string{"cmd/x"}, Module: "."}
-	if _, err := p.Spec(t.Context(), t.TempDir(), t.TempDir(), "amd64", "dev"); !errors.Is(err, image.ErrNotThere) {
+	if _, err := p.Spec(t.Context(), t.TempDir(), t.TempDir(), "amd64", "dev", "dev"); !errors.Is(err, image.ErrNotThere) {
 		t.Errorf("%v", err)
 	}
 }

@@ -49,9 +49,9 @@ func Products() []Product {
 // Ref is the image's full name under a tag.
 func (p Product) Ref(tag string) string { return Repository + "/" + p.Name + ":" + tag }
 
-// Spec builds the product's binaries from source into scratch and returns the
+// Spec builds the product's binaries from source into scratch, with a version in them, and returns the
 // image around them. The error is ErrNotThere while a main package is missing.
-func (p Product) Spec(ctx context.Context, source, scratch, arch, tag string) (Spec, error) {
+func (p Product) Spec(ctx context.Context, source, scratch, arch, tag, version string) (Spec, error) {
 	s := Spec{Ref: p.Ref(tag), User: p.User}
 	for _, main := range p.Mains {
 		folder := filepath.Join(source, main)
@@ -59,7 +59,7 @@ func (p Product) Spec(ctx context.Context, source, scratch, arch, tag string) (S
 			return s, fmt.Errorf("image %s: %s: %w", p.Name, main, ErrNotThere)
 		}
 		binary := filepath.Join(scratch, arch, filepath.Base(main))
-		if err := goBuild(ctx, filepath.Join(source, p.Module), folder, arch, tag, binary); err != nil {
+		if err := goBuild(ctx, filepath.Join(source, p.Module), folder, arch, version, binary); err != nil {
 			return s, fmt.Errorf("image %s: %w", p.Name, err)
 		}
 		inside := "/usr/bin/" + filepath.Base(main)
@@ -92,10 +92,10 @@ func goBuild(ctx context.Context, module, folder, arch, version, to string) erro
 }
 
 // Release builds a product for several architectures under one name.
-func (p Product) Release(ctx context.Context, source, scratch, tag string, archs []string) (v1.ImageIndex, error) {
+func (p Product) Release(ctx context.Context, source, scratch, tag, version string, archs []string) (v1.ImageIndex, error) {
 	images := map[string]v1.Image{}
 	for _, arch := range archs {
-		s, err := p.Spec(ctx, source, scratch, arch, tag)
+		s, err := p.Spec(ctx, source, scratch, arch, tag, version)
 		if err != nil {
 			return nil, err
 		}

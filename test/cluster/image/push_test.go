@@ -33,7 +33,7 @@ func TestPushedImageHasEveryArchitecture(t *testing.T) {
 		}
 	}
 	product := image.Product{Name: "x", Module: ".", Mains: []string{"cmd/x"}, User: "65532:65532"}
-	index, err := product.Release(t.Context(), source, t.TempDir(), "v1", []string{"amd64", "arm64"})
+	index, err := product.Release(t.Context(), source, t.TempDir(), "v1", "v1", []string{"amd64", "arm64"})
 	if err != nil {
 		t.Fatal(err)
 	}
