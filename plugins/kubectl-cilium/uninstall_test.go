@@ -136,7 +136,7 @@ func TestUninstall(t *testing.T) {
 		defer close(done)
 		kubelets(ctx, t, c, func(string) bool { return false }, func(*corev1.Pod) {})
 	}()
-	code, out, errOut = plugin("", "uninstall", "--yes", "--node-timeout", "90s")
+	code, out, errOut = plugin("", "uninstall", "--yes", "--node-timeout", "5m")
 	cancel()
 	<-done
 	if code != 0 {
