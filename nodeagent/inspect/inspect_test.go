@@ -290,7 +290,7 @@ func TestUnansweredFlowsNameTheirTable(t *testing.T) {
 		}
 		got = lines(p.table(t, bpf.MapsMapUnanswered))
 	}
-	if want := `"12" "ICMP" "10.0.0.1:9" "10.0.0.2:9" "0" "12" "0s" "" "" "" ""`+"\n"; got != want {
+	if want := `"12" "ICMP" "10.0.0.1:9" "10.0.0.2:9" "0" "12" "0s" "" "" "" ""` + "\n"; got != want {
 		t.Errorf("got %swant %s", got, want)
 	}
 }
