@@ -230,7 +230,7 @@ func (i *Identities) create(ctx context.Context, canonical string, l identity.La
 		},
 		Spec: v1alpha1.CiliumIdentitySpec{Labels: l},
 	}
-	err = i.writer.Create(ctx, Ordinary, o)
+	err = i.writer.Create(ctx, Shared, o)
 	if apierrors.IsAlreadyExists(err) {
 		var got v1alpha1.CiliumIdentity
 		if err := i.live.Get(ctx, client.ObjectKey{Name: n.String()}, &got); err != nil {
@@ -257,7 +257,7 @@ func (i *Identities) adopt(ctx context.Context, canonical string, l identity.Lab
 	now.Annotations[v1alpha1.AnnotationAdopted] = i.clock().UTC().Format(time.RFC3339Nano)
 	delete(now.Annotations, v1alpha1.AnnotationTombstone)
 	patch := client.MergeFromWithOptions(o, client.MergeFromWithOptimisticLock{})
-	if err := i.writer.Patch(ctx, Ordinary, now, patch); err != nil {
+	if err := i.writer.Patch(ctx, Shared, now, patch); err != nil {
 		return fmt.Errorf("adopt identity %s: %w", o.Name, err)
 	}
 	return i.confirm(canonical, l, o.Name)

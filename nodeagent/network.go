@@ -323,7 +323,7 @@ func (n *Network) tellAddresses(ctx context.Context, own *v1alpha1.CiliumNode) e
 		apiequality.Semantic.DeepEqual(has.Status.Addresses, want.Status.Addresses) {
 		return nil
 	}
-	if err := n.writer.ApplyStatus(ctx, Ordinary, want); err != nil {
+	if err := n.writer.ApplyStatus(ctx, Shared, want); err != nil {
 		return fmt.Errorf("status of CiliumNode %s: %w", n.node, err)
 	}
 	return nil

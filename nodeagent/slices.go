@@ -69,7 +69,7 @@ func (s *Slices) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, er
 			delete(s.written, name) // on its way back to us; look once more before writing it again
 			return ctrl.Result{RequeueAfter: 2 * time.Second}, nil
 		}
-		if err := s.writer.Apply(ctx, Ordinary, s.slice(name, want[name], &owner)); err != nil {
+		if err := s.writer.Apply(ctx, Shared, s.slice(name, want[name], &owner)); err != nil {
 			return ctrl.Result{}, fmt.Errorf("write slice %s: %w", name, err)
 		}
 		s.written[name], s.last = want[name], time.Now()
@@ -78,7 +78,7 @@ func (s *Slices) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, er
 	for _, name := range slices.Sorted(maps.Keys(mine)) {
 		if _, ok := want[name]; !ok {
 			o := &v1alpha1.CiliumEndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: name}}
-			if err := s.writer.Delete(ctx, Ordinary, o); err != nil {
+			if err := s.writer.Delete(ctx, Shared, o); err != nil {
 				return ctrl.Result{}, fmt.Errorf("delete slice %s: %w", name, err)
 			}
 			delete(s.written, name)

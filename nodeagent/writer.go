@@ -22,8 +22,10 @@ type Priority int
 const (
 	// Background is what people read and nobody waits for: endpoints, counters.
 	Background Priority = iota
-	// Ordinary is what other nodes need: identities, slices, addresses, conditions.
+	// Ordinary is what people and tools wait for: conditions, which policies are in force.
 	Ordinary
+	// Shared is what packets wait for: identities, slices, addresses. Until others know them, policy lets nobody in by them.
+	Shared
 	// Urgent is what the node's life hangs on: its lease.
 	Urgent
 )
@@ -35,7 +37,7 @@ const (
 )
 
 // share is how many of the window's writes may have been made when one of this priority is let through.
-var share = map[Priority]int{Background: 24, Ordinary: 54, Urgent: budgetWrites}
+var share = map[Priority]int{Background: 18, Ordinary: 30, Shared: 54, Urgent: budgetWrites}
 
 // budget lets at most budgetWrites through in any window. It remembers each of them.
 type budget struct {

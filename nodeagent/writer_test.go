@@ -18,7 +18,7 @@ func TestBudget(t *testing.T) {
 		next := now
 		for range rapid.IntRange(1, 600).Draw(t, "steps") {
 			now = now.Add(time.Duration(rapid.Int64Range(0, int64(2*time.Second)).Draw(t, "pass")))
-			p := rapid.SampledFrom([]Priority{Background, Ordinary, Ordinary}).Draw(t, "priority")
+			p := rapid.SampledFrom([]Priority{Background, Ordinary, Ordinary, Shared}).Draw(t, "priority")
 			if !now.Before(next) {
 				p, next = Urgent, now.Add(leaseRenew)
 			}
@@ -43,4 +43,19 @@ func TestBudget(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What people read never takes what packets wait for.
+func TestReportsLeaveRoomForIdentities(t *testing.T) {
+	b := &budget{clock: func() time.Time { return time.Unix(0, 0) }}
+	for _, p := range []Priority{Background, Ordinary} {
+		for range 2 * budgetWrites {
+			b.take(p)
+		}
+	}
+	for i := range 24 {
+		if _, ok := b.take(Shared); !ok {
+			t.Fatalf("identity %d had to wait for reports", i)
+		}
+	}
 }
