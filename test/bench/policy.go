@@ -161,7 +161,10 @@ func (o *ours) policiesInForce(ctx context.Context) error {
 // passes first, then the rules, then nothing. No rules at all first.
 func (g *ground) ruled() ([]shape, error) {
 	shapes := []shape{}
-	plain, err := g.reference("ptp", "10.75.0.0/24")
+	// Names are given once in a ground, and this one may have a ptp already.
+	bare := &ground{run: g.run + "none-", dir: g.dir + "-none", cni: g.cni, like: g.like}
+	g.also = append(g.also, bare)
+	plain, err := bare.reference("ptp", "10.75.0.0/24")
 	if err != nil {
 		return nil, err
 	}
