@@ -5,6 +5,7 @@ package nodeagent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,15 +37,20 @@ const (
 	budgetWrites = 60
 )
 
-// share is how many of the window's writes may have been made when one of this priority is let through.
-var share = map[Priority]int{Background: 18, Ordinary: 30, Shared: 54, Urgent: budgetWrites}
+// share is how many of the window's writes may be of this priority; all but the lease leave six of them.
+var share = map[Priority]int{Background: 12, Ordinary: 20, Shared: budgetWrites - 6, Urgent: budgetWrites}
 
 // budget lets at most budgetWrites through in any window. It remembers each of them.
 type budget struct {
 	clock func() time.Time
 
 	mu   sync.Mutex
-	made []time.Time // of the last window, oldest first
+	made []write // of the last window, oldest first
+}
+
+type write struct {
+	at time.Time
+	of Priority
 }
 
 // take takes one write, or says how long there is none to be had.
@@ -52,13 +58,31 @@ func (b *budget) take(p Priority) (wait time.Duration, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.clock()
-	for len(b.made) > 0 && now.Sub(b.made[0]) >= budgetWindow {
+	for len(b.made) > 0 && now.Sub(b.made[0].at) >= budgetWindow {
 		b.made = b.made[1:]
 	}
-	if over := len(b.made) - share[p]; over >= 0 {
-		return b.made[over].Add(budgetWindow).Sub(now), false
+	all := share[Shared]
+	if p == Urgent {
+		all = budgetWrites
 	}
-	b.made = append(b.made, now)
+	if over := len(b.made) - all; over >= 0 {
+		return b.made[over].at.Add(budgetWindow).Sub(now), false
+	}
+	own := 0
+	var first time.Time
+	for _, w := range slices.Backward(b.made) {
+		if w.of != p {
+			continue
+		}
+		if own++; own == share[p] {
+			first = w.at
+			break
+		}
+	}
+	if own == share[p] {
+		return first.Add(budgetWindow).Sub(now), false
+	}
+	b.made = append(b.made, write{now, p})
 	return 0, true
 }
 

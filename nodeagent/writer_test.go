@@ -53,7 +53,7 @@ func TestReportsLeaveRoomForIdentities(t *testing.T) {
 			b.take(p)
 		}
 	}
-	for i := range 24 {
+	for i := range 22 {
 		if _, ok := b.take(Shared); !ok {
 			t.Fatalf("identity %d had to wait for reports", i)
 		}
