@@ -40,9 +40,7 @@ type (
 
 // The two defines of bpf/lib/types.h that the agent needs too; TestVerdictKey compares them with the header.
 const (
-	PeerClassBit = 1 << 31
-	// AdvanceHeld is ADVANCE_HELD of types.h.
-	AdvanceHeld      = 1<<32 - 1
+	PeerClassBit     = 1 << 31
 	VerdictRangeBits = 64
 )
 

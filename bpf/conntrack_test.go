@@ -526,7 +526,7 @@ func TestAdvance(t *testing.T) {
 	w.reset()
 	w.unselect()
 	w.enforce(1, ingress, 0)
-	w.put(bpf.MapsMapAdvances, uint32(1), bpf.Advance{Window: a.Window + 60, Left: bpf.AdvanceHeld, Apart: a.Window + 60})
+	w.put(bpf.MapsMapAdvances, uint32(1), bpf.Advance{Window: a.Window + 60, Left: uint32(bpf.MapsAdvanceSizeADVANCE_HELD), Apart: a.Window + 60})
 	begun := []packet{udp(0), fromA(podB4)}
 	for _, p := range begun {
 		w.run("from_pod", p.frame())

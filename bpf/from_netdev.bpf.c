@@ -196,9 +196,7 @@ static __always_inline int unmasquerade(struct __sk_buff *skb, struct pkt *p,
 	}
 	/* A pointer settles with its connection: for TCP when the pod speaks again (nat_refresh). */
 	if (p->error) {
-		p->reply = !p->reply;
-		p->related = true;
-		p->report = p->interval == REPORT_EVERY_PACKET;
+		relate(p);
 	} else if (p->t.proto == IPPROTO_TCP) {
 		pointer->flags |= CONN_ANSWERED;
 		pointer->seen = p->now;
@@ -338,8 +336,7 @@ static __always_inline int enter(struct __sk_buff *skb, struct pkt *p)
 			return DROP_ENCAP_PROHIBITED;
 		return to_host(skb, p);
 	}
-	return from_network(skb, p, local,
-			    from && from->from ? &from->peer : NULL);
+	return from_network(skb, p, local, peer_known(from));
 }
 
 SEC("tc")

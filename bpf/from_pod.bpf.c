@@ -38,11 +38,8 @@ static __always_inline struct conn *find_related(struct __sk_buff *skb,
 	    !addr_equal(&p->q.t.saddr, &p->t.daddr))
 		return NULL;
 	c = flow_find(p, &p->q.t, mine, other);
-	if (c) {
-		p->reply = !p->reply;
-		p->related = true;
-		p->report = p->interval == REPORT_EVERY_PACKET;
-	}
+	if (c)
+		relate(p);
 	return c;
 }
 

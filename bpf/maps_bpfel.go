@@ -26,6 +26,13 @@ type MapsAdvance struct {
 	Pad    uint32
 }
 
+type MapsAdvanceSize uint32
+
+const (
+	MapsAdvanceSizeADVANCE_OF_HOST MapsAdvanceSize = 16
+	MapsAdvanceSizeADVANCE_HELD    MapsAdvanceSize = 4294967295
+)
+
 type MapsBackend struct {
 	_     structs.HostLayout
 	Addr  MapsAddr
@@ -502,6 +509,7 @@ const (
 	MapsMapUnanswered           = "unanswered"
 	MapsMapVerdictRanges        = "verdict_ranges"
 	MapsMapVerdicts             = "verdicts"
+	MapsVarUnusedAdvanceSize    = "unused_advance_size"
 	MapsVarUnusedConnFlags      = "unused_conn_flags"
 	MapsVarUnusedConnLifetime   = "unused_conn_lifetime"
 	MapsVarUnusedEndpointFlags  = "unused_endpoint_flags"
@@ -598,6 +606,7 @@ type MapsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type MapsVariableSpecs struct {
+	UnusedAdvanceSize    *ebpf.VariableSpec `ebpf:"unused_advance_size"`
 	UnusedConnFlags      *ebpf.VariableSpec `ebpf:"unused_conn_flags"`
 	UnusedConnLifetime   *ebpf.VariableSpec `ebpf:"unused_conn_lifetime"`
 	UnusedEndpointFlags  *ebpf.VariableSpec `ebpf:"unused_endpoint_flags"`
@@ -693,6 +702,7 @@ func (m *MapsMaps) Close() error {
 //
 // It can be passed to LoadMapsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type MapsVariables struct {
+	UnusedAdvanceSize    *ebpf.Variable `ebpf:"unused_advance_size"`
 	UnusedConnFlags      *ebpf.Variable `ebpf:"unused_conn_flags"`
 	UnusedConnLifetime   *ebpf.Variable `ebpf:"unused_conn_lifetime"`
 	UnusedEndpointFlags  *ebpf.Variable `ebpf:"unused_endpoint_flags"`

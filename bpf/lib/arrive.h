@@ -24,11 +24,8 @@ static __always_inline struct conn *arrive_related(struct __sk_buff *skb,
 	if (!parse_quoted(skb, p) || !addr_equal(&p->q.t.saddr, &p->t.daddr))
 		return NULL;
 	c = flow_find(p, &p->q.t, home, home);
-	if (c) {
-		p->reply = !p->reply;
-		p->related = true;
-		p->report = p->interval == REPORT_EVERY_PACKET;
-	}
+	if (c)
+		relate(p);
 	return c;
 }
 

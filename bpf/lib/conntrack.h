@@ -79,6 +79,19 @@ static __always_inline bool in_table_of_all(const struct conn *c)
 	return c->flags & (CONN_SETTLED | CONN_ADVANCED);
 }
 
+/* How many connections a window gives. */
+static __always_inline __u32 advance_whole(__u32 endpoint)
+{
+	return endpoint ? advance_size : ADVANCE_OF_HOST * advance_size;
+}
+
+static __always_inline void advance_begin_window(struct advance *a,
+						 __u32 endpoint, __u32 now)
+{
+	a->left = advance_whole(endpoint);
+	a->window = now ?: 1;
+}
+
 /*
  * The pod's advance. A new map knows nothing of the small tables, which another
  * program may have filled a moment ago.
@@ -89,8 +102,7 @@ static __always_inline struct advance *advance_of(__u32 endpoint, __u32 now)
 
 	if (a && unlikely(!a->window)) {
 		a->apart = now;
-		a->left = advance_size << (endpoint ? 0 : 4);
-		a->window = now ?: 1;
+		advance_begin_window(a, endpoint, now);
 	}
 	return a;
 }
@@ -103,10 +115,8 @@ static __always_inline bool advance_take(__u32 endpoint, __u32 now)
 
 	if (!advance_size || !a)
 		return false;
-	if ((__s32)(now - a->window) >= LIFETIME_UNANSWERED) {
-		a->window = now ?: 1;
-		a->left = advance_size << (endpoint ? 0 : 4);
-	}
+	if ((__s32)(now - a->window) >= LIFETIME_UNANSWERED)
+		advance_begin_window(a, endpoint, now);
 	/* Read once: two CPUs may give one place twice, but never go below none. */
 	left = *(volatile __u32 *)&a->left;
 	if (!left || left == ADVANCE_HELD) {
@@ -125,7 +135,7 @@ static __always_inline void advance_return(__u32 endpoint)
 	if (!a)
 		return;
 	left = *(volatile __u32 *)&a->left;
-	if (left < advance_size << (endpoint ? 0 : 4))
+	if (left < advance_whole(endpoint))
 		a->left = left + 1;
 }
 
@@ -237,6 +247,14 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 	return c;
 }
 
+/* The packet is an error about one of the connection just found, and goes the other way than what it quotes. */
+static __always_inline void relate(struct pkt *p)
+{
+	p->reply = !p->reply;
+	p->related = true;
+	p->report = p->interval == REPORT_EVERY_PACKET;
+}
+
 /* What was judged is void, before anything else of the entry changes. */
 static __always_inline void conn_unjudge(struct conn *c)
 {
@@ -314,9 +332,10 @@ static __subprogram struct conn *conn_settle(const struct flow_key *k,
  * Writes what an accepted packet changed, and decides whether it is reported:
  * the first one, SYN, FIN and RST not seen before in its direction, and one an
  * interval; with REPORT_EVERY_PACKET each. finish() knows REPORT_NOTHING: what
- * is remembered here must not depend on who looks. Sets p->refresh when the tick changed or the connection closed:
- * whoever holds more entries for it touches them now. Returns the entry, which
- * may have moved, or NULL when it could not.
+ * is remembered here must not depend on who looks. Sets p->refresh when the
+ * tick changed or the connection closed: whoever holds more entries for it
+ * touches them now. Returns the entry, which may have moved, or NULL when it
+ * could not.
  */
 static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 {

@@ -147,4 +147,11 @@ known_peer(const struct pkt *p, const union addr *addr)
 	return k;
 }
 
+/* The entry behind it, or NULL: the world. */
+static __always_inline const struct peer *
+peer_known(const struct known_peer *k)
+{
+	return k && k->from ? &k->peer : NULL;
+}
+
 #endif

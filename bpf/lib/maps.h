@@ -73,7 +73,10 @@ struct {
 	__type(value, struct device);
 } devices SEC(".maps");
 
-/* Connections of both families: the settled ones, and as many others as `advances` grants. Written by programs; aged by the agent; *max_entries. */
+/*
+ * Connections of both families: the settled ones, and as many others as
+ * `advances` grants. Written by programs; aged by the agent; *max_entries.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 262144);
@@ -100,7 +103,10 @@ struct {
 	__array(values, struct unanswered_table);
 } unanswered SEC(".maps");
 
-/* Endpoint id -> what it may still begin in `conntrack`. Written by programs; emptied by the agent before it loads others. */
+/*
+ * Endpoint id -> what it may still begin in `conntrack`. Written by programs;
+ * set by the agent before it loads others.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_ENDPOINTS);

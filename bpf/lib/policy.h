@@ -218,9 +218,8 @@ static __always_inline void judge_again_if_other(const struct pkt *p,
 {
 	if (p->reply || likely(c->identity == p->src_identity))
 		return;
+	conn_unjudge(c);
 	c->identity = p->src_identity;
-	c->side[0].verdict = VERDICT_NONE;
-	c->side[1].verdict = VERDICT_NONE;
 }
 
 /* The side that the packet's sender, or its receiver, has in the connection. */

@@ -18,13 +18,11 @@
  */
 static __subprogram int find_route(struct pkt *p, const struct conn *c)
 {
-	const struct known_peer *known;
 	const struct peer *peer;
 
 	if (!c && is_service_address(&p->t.daddr))
 		return DROP_NO_SERVICE_BACKEND;
-	known = known_peer(p, &p->t.daddr);
-	peer = known && known->from ? &known->peer : NULL;
+	peer = peer_known(known_peer(p, &p->t.daddr));
 	p->dst_identity = peer_identity(peer);
 	if (peer) {
 		__u32 flags = peer->flags;

@@ -186,13 +186,11 @@ static __always_inline int accept_tunnel(const struct pkt *p,
 					 const union addr *outer,
 					 const union addr *inner, __u32 vni)
 {
-	const struct known_peer *known;
 	const struct peer *peer;
 
 	if (!wire_identity(vni))
 		return DROP_INVALID_IDENTITY;
-	known = known_peer(p, inner);
-	peer = known && known->from ? &known->peer : NULL;
+	peer = peer_known(known_peer(p, inner));
 	if (!peer || !addr_equal(&peer->node, outer))
 		return DROP_UNKNOWN_SENDER;
 	/* A host speaks as a host, and nobody else does. */

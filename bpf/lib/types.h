@@ -348,12 +348,15 @@ struct service_name {
  */
 struct advance {
 	__u32 window;		/* tick in which the window began, never 0 but in a new map */
-	__u32 left;		/* or ADVANCE_HELD: none, and what settles gives nothing back */
+	__u32 left;		/* or ADVANCE_HELD */
 	__u32 apart;		/* tick in which one was last begun, or found, in the pod's own table */
 	__u32 pad;
 };
 
-#define ADVANCE_HELD 0xffffffff
+enum advance_size {
+	ADVANCE_OF_HOST = 16,	/* times a pod's */
+	ADVANCE_HELD = 0xffffffff,	/* left: none, and what settles gives nothing back */
+};
 
 /* Slots of `metrics` beside the reasons: events that were not sent. */
 enum metric_slot {

@@ -14,8 +14,6 @@ const (
 	// advanceShare is the part of the table of all that one pod's advance is at most: 256 where the table has its usual
 	// size. A pod that floods the world holds four times as much, two windows and a pointer for each.
 	advanceShare = 1024
-	// hostAdvance is how many times a pod's the host's is.
-	hostAdvance = 16
 )
 
 // advanceSize is a pod's advance with a table of all of so many entries.
@@ -43,7 +41,7 @@ func (m *mapSet) setAdvances(left func(endpoint uint32) uint32) error {
 func (m *mapSet) grantAdvances(size uint32) error {
 	return m.setAdvances(func(endpoint uint32) uint32 {
 		if endpoint == 0 {
-			return hostAdvance * size
+			return uint32(bpf.MapsAdvanceSizeADVANCE_OF_HOST) * size
 		}
 		return size
 	})
@@ -52,5 +50,5 @@ func (m *mapSet) grantAdvances(size uint32) error {
 // holdAdvances makes connections begin in the small tables, which all programs share, while the table of all changes:
 // what began in the old one would be missing in the new. It ends by itself, within a minute.
 func (m *mapSet) holdAdvances() error {
-	return m.setAdvances(func(uint32) uint32 { return bpf.AdvanceHeld })
+	return m.setAdvances(func(uint32) uint32 { return uint32(bpf.MapsAdvanceSizeADVANCE_HELD) })
 }

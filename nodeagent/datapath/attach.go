@@ -195,22 +195,36 @@ func (a *attacher) putLink(hook bpf.Hook, dev device, prog *ebpf.Program) error 
 
 // adoptLink is true when the pinned link is on the device; its program is made prog in place.
 func (a *attacher) adoptLink(pin string, at ebpf.AttachType, ifindex int, prog *ebpf.Program) (bool, error) {
-	l, err := loadPinnedLink(pin)
+	l, info, err := openLink(pin)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("open pinned link: %w", err)
+		return false, err
 	}
 	defer l.Close()
-	info, err := l.Info()
-	if err != nil {
-		return false, fmt.Errorf("pinned link: %w", err)
-	}
-	if on := info.TCX(); on == nil || int(on.Ifindex) != ifindex || ebpf.AttachType(on.AttachType) != at {
+	if !isAt(info, at, ifindex) {
 		return false, nil
 	}
 	return true, updateLink(l, info, prog)
+}
+
+func openLink(pin string) (link.Link, *link.Info, error) {
+	l, err := loadPinnedLink(pin)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open pinned link: %w", err)
+	}
+	info, err := l.Info()
+	if err != nil {
+		l.Close()
+		return nil, nil, fmt.Errorf("pinned link: %w", err)
+	}
+	return l, info, nil
+}
+
+func isAt(info *link.Info, at ebpf.AttachType, ifindex int) bool {
+	on := info.TCX()
+	return on != nil && int(on.Ifindex) == ifindex && ebpf.AttachType(on.AttachType) == at
 }
 
 func updateLink(l link.Link, info *link.Info, prog *ebpf.Program) error {
@@ -378,17 +392,12 @@ func (a *attacher) adoptRenamed(hook bpf.Hook, devs []device) error {
 }
 
 func linkIsOn(pin string, at ebpf.AttachType, ifindex int) bool {
-	l, err := loadPinnedLink(pin)
+	l, info, err := openLink(pin)
 	if err != nil {
 		return false
 	}
 	defer l.Close()
-	info, err := l.Info()
-	if err != nil {
-		return false
-	}
-	on := info.TCX()
-	return on != nil && int(on.Ifindex) == ifindex && ebpf.AttachType(on.AttachType) == at
+	return isAt(info, at, ifindex)
 }
 
 // pinned are the devices of the hook's pinned links.

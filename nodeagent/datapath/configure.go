@@ -81,7 +81,8 @@ func (d *Datapath) configure(ctx context.Context) error {
 		}
 	}
 	d.podMTU, d.deviceMTU = podMTU(cfg, mtu), mtu
-	if err := d.writeSettings(reportInterval(cfg.FlowReporting)); err != nil {
+	interval := reportInterval(cfg.FlowReporting)
+	if err := d.maps.writeSettings(func(s *bpf.Settings) { s.ReportInterval = interval }); err != nil {
 		return err
 	}
 	if err := d.setDevices(uplinks); err != nil {
@@ -268,23 +269,6 @@ func reportInterval(r v1alpha1.FlowReporting) uint32 {
 		return uint32(bpf.MapsReportIntervalREPORT_EVERY_PACKET)
 	}
 	return reportTicks
-}
-
-// writeSettings writes the live record without touching the generation, which the policy writer owns.
-func (d *Datapath) writeSettings(interval uint32) error {
-	m := d.maps.open[bpf.MapsMapLiveSettings]
-	var s bpf.Settings
-	if err := m.Lookup(uint32(0), &s); err != nil {
-		return fmt.Errorf("read live settings: %w", err)
-	}
-	if s.ReportInterval == interval {
-		return nil
-	}
-	s.ReportInterval = interval
-	if err := m.Put(uint32(0), s); err != nil {
-		return fmt.Errorf("write live settings: %w", err)
-	}
-	return nil
 }
 
 // repair makes sysctls, pods' attachments, routes and neighbours what they should be. All is tried; errors are joined.

@@ -230,21 +230,12 @@ func (a *attacher) beginFilter(hook bpf.Hook, dev device) error {
 
 // linkJudges is false of a link that an agent, perhaps an earlier one, left there to do nothing.
 func (a *attacher) linkJudges(hook bpf.Hook, dev device) (bool, error) {
-	l, err := loadPinnedLink(a.pin(hook, dev.name))
+	l, info, err := openLink(a.pin(hook, dev.name))
 	if err != nil {
-		return false, fmt.Errorf("open pinned link: %w", err)
+		return false, err
 	}
 	defer l.Close()
-	info, err := l.Info()
-	if err != nil {
-		return false, fmt.Errorf("pinned link: %w", err)
-	}
-	prog, err := ebpf.NewProgramFromID(info.Program)
-	if err != nil {
-		return false, fmt.Errorf("program of pinned link: %w", err)
-	}
-	defer prog.Close()
-	about, err := prog.Info()
+	about, err := programInfo(info.Program)
 	if err != nil {
 		return false, fmt.Errorf("program of pinned link: %w", err)
 	}

@@ -3,7 +3,6 @@
 package datapath
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -189,7 +188,9 @@ func (d *Datapath) Programs() []ProgramInfo {
 		}
 		info := ProgramInfo{Name: p.Name, ID: id}
 		info.Attach, info.Devices = d.attach.report(p.Hook)
-		info.Tag, _ = tagOf(id)
+		if about, err := programInfo(ebpf.ProgramID(id)); err == nil {
+			info.Tag = about.Tag
+		}
 		out = append(out, info)
 	}
 	for name := range d.attach.sockets {
@@ -205,20 +206,13 @@ func (d *Datapath) Programs() []ProgramInfo {
 	return out
 }
 
-func tagOf(id uint32) (string, error) {
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+func programInfo(id ebpf.ProgramID) (*ebpf.ProgramInfo, error) {
+	prog, err := ebpf.NewProgramFromID(id)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer prog.Close()
-	info, err := prog.Info()
-	if err != nil {
-		return "", err
-	}
-	if info.Tag == "" {
-		return "", errors.New("no tag")
-	}
-	return info.Tag, nil
+	return prog.Info()
 }
 
 // Uplinks are the names of the devices that carry traffic off the node.

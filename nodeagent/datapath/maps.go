@@ -184,11 +184,7 @@ func (m *mapSet) carryOver(l layout, made *ebpf.Map, flags ebpf.MapUpdateFlags) 
 			return fmt.Errorf("open pinned map %s of layout %d: %w", l.name, version, err)
 		}
 		if l.keep == keepEntries {
-			err := m.beforeCopy(l)
-			if err == nil {
-				err = copyEntries(old, made, m.batch, flags, conv)
-			}
-			if err != nil {
+			if err := m.copyFirst(l, old, made, flags, conv); err != nil {
 				old.Close()
 				return fmt.Errorf("carry map %s over from layout %d: %w", l.name, version, err)
 			}
@@ -212,11 +208,7 @@ func (m *mapSet) resize(l layout, entries uint32) error {
 		return fmt.Errorf("make map %s of %d entries: %w", l.name, entries, err)
 	}
 	if l.keep == keepEntries {
-		err := m.beforeCopy(l)
-		if err == nil {
-			err = copyEntries(old, made, m.batch, ebpf.UpdateAny, nil)
-		}
-		if err != nil {
+		if err := m.copyFirst(l, old, made, ebpf.UpdateAny, nil); err != nil {
 			made.Close()
 			return fmt.Errorf("fill map %s of %d entries: %w", l.name, entries, err)
 		}
@@ -236,12 +228,25 @@ func (m *mapSet) resize(l layout, entries uint32) error {
 	return nil
 }
 
-// beforeCopy is called before a map's entries are copied the first time.
-func (m *mapSet) beforeCopy(l layout) error {
-	if l.name != bpf.MapsMapConntrack {
+// copyFirst copies a map's entries while programs go on writing to the old one.
+func (m *mapSet) copyFirst(l layout, from, to *ebpf.Map, flags ebpf.MapUpdateFlags, conv convert) error {
+	if l.name == bpf.MapsMapConntrack {
+		if err := m.holdAdvances(); err != nil {
+			return err
+		}
+	}
+	return copyEntries(from, to, m.batch, flags, conv)
+}
+
+// copyRest copies what programs wrote since. What they wrote to the new one stays.
+func (m *mapSet) copyRest(r replaced) error {
+	if r.keep != keepEntries {
 		return nil
 	}
-	return m.holdAdvances()
+	if err := copyEntries(r.old, m.open[r.with], m.batch, ebpf.UpdateNoExist, r.convert); err != nil {
+		return fmt.Errorf("carry the rest of map %s over: %w", r.with, err)
+	}
+	return nil
 }
 
 // carryMore copies what programs wrote since the first copy, just before they change over: until finish nobody looks
@@ -251,10 +256,8 @@ func (m *mapSet) carryMore() error {
 		return err
 	}
 	for _, r := range m.stale {
-		if r.keep == keepEntries {
-			if err := copyEntries(r.old, m.open[r.with], m.batch, ebpf.UpdateNoExist, r.convert); err != nil {
-				return fmt.Errorf("carry more of map %s over: %w", r.with, err)
-			}
+		if err := m.copyRest(r); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -276,11 +279,7 @@ func (m *mapSet) finish(advance uint32) error {
 				errs = append(errs, fmt.Errorf("pin map %s: %w", r.with, err))
 			}
 		}
-		if r.keep == keepEntries {
-			if err := copyEntries(r.old, m.open[r.with], m.batch, ebpf.UpdateNoExist, r.convert); err != nil {
-				errs = append(errs, fmt.Errorf("carry the rest of map %s over: %w", r.with, err))
-			}
-		}
+		errs = append(errs, m.copyRest(r))
 		if r.oldPin != "" {
 			if err := os.Remove(r.oldPin); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("unpin old map %s: %w", r.with, err))
@@ -293,6 +292,23 @@ func (m *mapSet) finish(advance uint32) error {
 		errs = append(errs, m.grantAdvances(advance))
 	}
 	return errors.Join(errs...)
+}
+
+// writeSettings changes a part of the live record; its callers hold Datapath.mu.
+func (m *mapSet) writeSettings(change func(*bpf.Settings)) error {
+	record := m.open[bpf.MapsMapLiveSettings]
+	var was bpf.Settings
+	if err := record.Lookup(uint32(0), &was); err != nil {
+		return fmt.Errorf("read live settings: %w", err)
+	}
+	s := was
+	if change(&s); s == was {
+		return nil
+	}
+	if err := record.Put(uint32(0), s); err != nil {
+		return fmt.Errorf("write live settings: %w", err)
+	}
+	return nil
 }
 
 func (m *mapSet) close() error {

@@ -308,7 +308,7 @@ func TestLayoutThereAndBack(t *testing.T) {
 		}
 		d = f.openWith(other)
 		// What begins between the copy and the new programs must be where both look.
-		if left := advance(t, d, a.ID); left != bpf.AdvanceHeld {
+		if left := advance(t, d, a.ID); left != uint32(bpf.MapsAdvanceSizeADVANCE_HELD) {
 			t.Errorf("layout %d: copied with an advance of %d", step.version, left)
 		}
 		must(t, d.SetHostAddresses([]netip.Addr{node4, node6}))

@@ -223,23 +223,16 @@ func (d *Datapath) judgeAgain() error {
 	if d.policy.writes == 0 && !d.policy.moved {
 		return nil
 	}
-	m := d.maps.open[bpf.MapsMapLiveSettings]
-	var s bpf.Settings
-	if err := m.Lookup(uint32(0), &s); err != nil {
-		return fmt.Errorf("read live settings: %w", err)
-	}
 	// Two writes: a program that sees the next generation must not judge by what it remembers of addresses from before.
 	if d.policy.moved {
-		s.Addresses++
-		if err := m.Put(uint32(0), s); err != nil {
-			return fmt.Errorf("write live settings: %w", err)
+		if err := d.maps.writeSettings(func(s *bpf.Settings) { s.Addresses++ }); err != nil {
+			return err
 		}
 		d.policy.moved = false
 	}
 	if d.policy.writes > 0 {
-		s.Generation++
-		if err := m.Put(uint32(0), s); err != nil {
-			return fmt.Errorf("write live settings: %w", err)
+		if err := d.maps.writeSettings(func(s *bpf.Settings) { s.Generation++ }); err != nil {
+			return err
 		}
 		d.policy.writes = 0
 	}
