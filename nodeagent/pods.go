@@ -94,11 +94,10 @@ func isPod(pod *corev1.Pod, uid string) bool {
 
 // who says who a pod is, all but its number; Labels are nil when its namespace is not known yet.
 func (p *Pods) who(ctx context.Context, pod *corev1.Pod) (endpoint.Who, error) {
-	who := endpoint.Who{Identity: identity.Pending, Ports: policy.NamedPorts(pod)}
 	var ns corev1.Namespace
 	if err := p.cache.Get(ctx, types.NamespacedName{Name: pod.Namespace}, &ns); err != nil {
 		if err := p.live.Get(ctx, types.NamespacedName{Name: pod.Namespace}, &ns); err != nil {
-			return who, nil //nolint:nilerr // heals when the namespace comes
+			return endpoint.Who{Identity: identity.Pending, Ports: policy.NamedPorts(pod)}, nil //nolint:nilerr // heals when the namespace comes
 		}
 	}
 	var config v1alpha1.CiliumConfig
@@ -107,8 +106,7 @@ func (p *Pods) who(ctx context.Context, pod *corev1.Pod) (endpoint.Who, error) {
 		cluster = config.Spec.ClusterName
 	}
 	known, err := policy.FromPod(pod, ns.Labels, cluster, p.filter)
-	who.Labels, who.Subject, who.Ports = known.Labels, known.Whole, known.Ports
-	return who, err
+	return endpoint.Who{Identity: identity.Pending, Labels: known.Labels, Subject: known.Whole, Ports: known.Ports}, err
 }
 
 func protocolName(number uint8) corev1.Protocol {

@@ -567,6 +567,9 @@ func (p *Policies) settledFor(e *endpoint.Endpoint) func() bool {
 // admitClosed lets a new pod begin although not all that policies allow it fits: in the directions that do not fit it is
 // denied everything, as one is that no rule allows anything.
 func (p *Policies) admitClosed(e *endpoint.Endpoint, now datapath.PodPolicy, full error) error {
+	if !denies(now.Ingress) || !denies(now.Egress) {
+		return full
+	}
 	closed := func(t *policy.Table) *policy.Table {
 		if t == nil {
 			return nil
@@ -577,9 +580,6 @@ func (p *Policies) admitClosed(e *endpoint.Endpoint, now datapath.PodPolicy, ful
 		{Ingress: closed(now.Ingress), Egress: now.Egress}, {Ingress: now.Ingress, Egress: closed(now.Egress)},
 		{Ingress: closed(now.Ingress), Egress: closed(now.Egress)},
 	} {
-		if !denies(now.Ingress) || !denies(now.Egress) {
-			break
-		}
 		switch err := p.datapath.SetPodPolicy(e.ID, less); {
 		case err == nil:
 			p.log.Error(full, "a new pod begins closed, its policy does not fit", "namespace", e.Pod.Namespace, "pod", e.Pod.Name)

@@ -143,6 +143,7 @@ func (p *Policies) leftOutOf(leftOut map[policy.Ref]policy.LeftOut, has datapath
 func (p *Policies) Shown(e *endpoint.Endpoint) (v1alpha1.EndpointPolicy, metav1.Condition) {
 	now := p.InForce()
 	has, ok := now.pods[e.ID]
+	out := p.leftOutOf(now.leftOut, has)
 	shown := v1alpha1.EndpointPolicy{Ingress: p.direction(has.Ingress), Egress: p.direction(has.Egress)}
 	c := metav1.Condition{Type: v1alpha1.ConditionPolicyEnforced, Status: metav1.ConditionTrue, Reason: "InForce", Message: "the policies that select the pod are in force"}
 	switch err := now.failed[e.ID]; {
@@ -150,9 +151,8 @@ func (p *Policies) Shown(e *endpoint.Endpoint) (v1alpha1.EndpointPolicy, metav1.
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonTableFull, fullText(e, err)
 	case err != nil:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonWrite, fullText(e, err)
-	case len(p.leftOutOf(now.leftOut, has)) > 0:
-		ref := p.leftOutOf(now.leftOut, has)[0]
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonTableFull, fmt.Sprintf("%s: %s", ref, leftOutText(now.leftOut[ref]))
+	case len(out) > 0:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonTableFull, fmt.Sprintf("%s: %s", out[0], leftOutText(now.leftOut[out[0]]))
 	case !ok:
 		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "Waiting", "the pod's policy is not written yet, and the pod has what it had before: nothing, if it is new"
 	case len(e.Ports) > v1alpha1.MaxPortsPerEndpoint:

@@ -35,12 +35,14 @@ const (
 	budgetWindow = time.Minute
 	// budgetWrites in any window: one a second, however they are spread.
 	budgetWrites = 60
+	// leaseReserve of them are left to the lease.
+	leaseReserve = 6
 )
 
-// share is how many of the window's writes may be of this priority; all but the lease leave six of them.
-var share = map[Priority]int{Background: 12, Ordinary: 20, Shared: budgetWrites - 6, Urgent: budgetWrites}
+// share is how many of the window's writes may be of this priority.
+var share = map[Priority]int{Background: 12, Ordinary: 20, Shared: budgetWrites - leaseReserve, Urgent: budgetWrites}
 
-// budget lets at most budgetWrites through in any window. It remembers each of them.
+// budget lets at most budgetWrites through in any window, and of each priority its share. It remembers each of them.
 type budget struct {
 	clock func() time.Time
 
@@ -58,32 +60,25 @@ func (b *budget) take(p Priority) (wait time.Duration, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.clock()
-	for len(b.made) > 0 && now.Sub(b.made[0].at) >= budgetWindow {
-		b.made = b.made[1:]
-	}
-	all := share[Shared]
+	b.made = slices.DeleteFunc(b.made, func(w write) bool { return now.Sub(w.at) >= budgetWindow })
+	own := slices.DeleteFunc(slices.Clone(b.made), func(w write) bool { return w.of != p })
+	all := budgetWrites - leaseReserve
 	if p == Urgent {
 		all = budgetWrites
 	}
-	if over := len(b.made) - all; over >= 0 {
-		return b.made[over].at.Add(budgetWindow).Sub(now), false
-	}
-	own := 0
-	var first time.Time
-	for _, w := range slices.Backward(b.made) {
-		if w.of != p {
-			continue
-		}
-		if own++; own == share[p] {
-			first = w.at
-			break
-		}
-	}
-	if own == share[p] {
-		return first.Add(budgetWindow).Sub(now), false
+	if wait = max(full(b.made, all, now), full(own, share[p], now)); wait > 0 {
+		return wait, false
 	}
 	b.made = append(b.made, write{now, p})
 	return 0, true
+}
+
+// full is how long writes of the last window leave no room for one more within limit.
+func full(made []write, limit int, now time.Time) time.Duration {
+	if len(made) < limit {
+		return 0
+	}
+	return made[len(made)-limit].at.Add(budgetWindow).Sub(now)
 }
 
 // Writer is the only way to the API server for writes. It waits until the node's budget has room.

@@ -72,13 +72,14 @@ func Hubble(e *Event, names Names) *flowpb.Flow {
 // that was accepted, and of every packet that was refused. Other packets were not judged, or not for the first time.
 func PolicyVerdicts(e *Event, names Names) []*flowpb.Flow {
 	var out []*flowpb.Flow
+	refused := refusedByPolicy(e.Reason)
+	one := *e
+	one.Type = Verdict
 	for _, side := range [...]policy.Direction{policy.Egress, policy.Ingress} {
-		refused := refusedByPolicy(e.Reason)
 		if e.Rules[side] == 0 || !e.First && (!refused || e.Ingress != (side == policy.Ingress)) {
 			continue
 		}
-		one := *e
-		one.Type, one.Rules = Verdict, [2]uint32{}
+		one.Rules = [2]uint32{}
 		one.Rules[side] = e.Rules[side]
 		f := Hubble(&one, names)
 		if !refused && f.Verdict == flowpb.Verdict_DROPPED { // for another reason, after policy

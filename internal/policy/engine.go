@@ -105,6 +105,13 @@ func (r *rule) addBlock(b Block) {
 
 func (r *rule) origin() Origin { return Origin{Ref: r.ref, Path: r.Path} }
 
+// selects tells whether the rule is about a subject, or may be.
+func (r *rule) selects(s *Subject) bool { return r.Subject.ask(s.Labels, s.Whole) != no }
+
+func selects(rules []*rule, s *Subject) bool {
+	return slices.ContainsFunc(rules, func(r *rule) bool { return r.selects(s) })
+}
+
 // speaks tells whether the rule puts anything into tables, besides isolating.
 func (r *rule) speaks() bool { return r.Verdict == Allow || r.Verdict == Deny || r.Verdict == Pass }
 
@@ -263,7 +270,7 @@ func (e *Engine) remove(r *rule) {
 // restate marks the subjects that a rule selects: their tables are of other rules now.
 func (e *Engine) restate(r *rule) {
 	for _, s := range e.subjects {
-		if r.Subject.ask(s.Labels, s.Whole) != no {
+		if r.selects(&s.Subject) {
 			s.stale = true
 		}
 	}
@@ -441,11 +448,15 @@ func (e *Engine) Waiting() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, w := range e.policies {
-		if w.needed && w.refused == nil && !slices.Equal(w.desired, w.active) {
+		if w.waits() {
 			return true
 		}
 	}
 	return false
+}
+
+func (w *written) waits() bool {
+	return w.needed && w.refused == nil && !slices.Equal(w.desired, w.active)
 }
 
 // Pending are the policies that say something of a subject and are not yet in force as they will be, for want of
@@ -455,8 +466,7 @@ func (e *Engine) Pending(s Subject) []Ref {
 	defer e.mu.Unlock()
 	var out []Ref
 	for ref, w := range e.policies {
-		waits := w.needed && w.refused == nil && !slices.Equal(w.desired, w.active)
-		if (waits || w.early) && slices.ContainsFunc(slices.Concat(w.desired, w.active), func(r *rule) bool { return r.Subject.ask(s.Labels, s.Whole) != no }) {
+		if (w.waits() || w.early) && (selects(w.desired, &s) || selects(w.active, &s)) {
 			out = append(out, ref)
 		}
 	}

@@ -47,7 +47,7 @@ func (e *Engine) Retain(subjects []Subject) {
 	defer e.mu.Unlock()
 	local := make(map[string]*Subject, len(subjects))
 	for _, s := range subjects {
-		local[s.key()] = &Subject{Labels: maps.Clone(s.Labels), Whole: s.Whole, Ports: UniquePorts(slices.Clone(s.Ports))}
+		local[s.key()] = s.clone()
 	}
 	same := e.local != nil && maps.EqualFunc(e.local, local, func(*Subject, *Subject) bool { return true })
 	if e.local = local; same {
@@ -86,15 +86,11 @@ func (e *Engine) needed(w *written) bool {
 		return true
 	}
 	for _, s := range e.local {
-		if w.selects(s) {
+		if selects(w.desired, s) {
 			return true
 		}
 	}
 	return false
-}
-
-func (w *written) selects(s *Subject) bool {
-	return slices.ContainsFunc(w.desired, func(r *rule) bool { return r.Subject.ask(s.Labels, s.Whole) != no })
 }
 
 // join makes the policies needed that select a subject which was not asked for before.
@@ -105,7 +101,7 @@ func (e *Engine) join(key string, s *Subject) {
 	e.local[key] = s
 	var joining []*written
 	for _, w := range e.policies {
-		if !w.needed && w.selects(s) {
+		if !w.needed && selects(w.desired, s) {
 			joining = append(joining, w)
 		}
 	}

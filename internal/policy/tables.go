@@ -93,7 +93,7 @@ func (e *Engine) subject(s Subject) *subject {
 	sub := e.subjects[key]
 	if sub == nil {
 		e.forgetSubjects()
-		sub = &subject{Subject: Subject{Labels: maps.Clone(s.Labels), Whole: s.Whole, Ports: UniquePorts(slices.Clone(s.Ports))}, stale: true}
+		sub = &subject{Subject: *s.clone(), stale: true}
 		e.subjects[key] = sub
 	}
 	e.join(key, &sub.Subject)
@@ -106,6 +106,11 @@ func (e *Engine) subject(s Subject) *subject {
 		sub.sides = sides
 	}
 	return sub
+}
+
+// clone is a copy that shares nothing, with its ports in order.
+func (s *Subject) clone() *Subject {
+	return &Subject{Labels: maps.Clone(s.Labels), Whole: s.Whole, Ports: UniquePorts(slices.Clone(s.Ports))}
 }
 
 func (s *Subject) key() string {

@@ -6,10 +6,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/kube-cilium/kube-cilium/bpf"
+	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
 )
 
 // flowFigures gives what reporting costs two pods of one node: the default, and every packet, beside none. There is one
@@ -21,7 +23,7 @@ func flowFigures(ctx context.Context, log io.Writer, c *ours, rounds, millis int
 	if err != nil {
 		return nil, err
 	}
-	m, err := ebpf.LoadPinnedMap("/proc/"+pid+"/root/sys/fs/bpf/kube-cilium/"+bpf.MapsMapLiveSettings+"_v1", nil)
+	m, err := ebpf.LoadPinnedMap(filepath.Join(pinFolder(pid), datapath.PinName(bpf.MapsMapLiveSettings, 1)), nil)
 	if err != nil {
 		return nil, fmt.Errorf("open the live settings of %s: %w", c.Nodes[0].Name, err)
 	}

@@ -6,8 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
 )
 
 // moved waits until what the pods send is judged by links: a pod begins with filters and moves over some seconds later,
@@ -47,7 +50,7 @@ func (o *ours) unmoved(ctx context.Context, pods []string) ([]string, error) {
 			continue
 		}
 		if links[node] == "" {
-			if links[node], err = o.OnNode(ctx, node, "ls", "/sys/fs/bpf/kube-cilium/links"); err != nil {
+			if links[node], err = o.OnNode(ctx, node, "ls", filepath.Join(datapath.Folder(""), "links")); err != nil {
 				return pods, err
 			}
 		}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kube-cilium/kube-cilium/bpf"
+	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
 )
 
 // hookNames are the programs behind the stub, by their slot.
@@ -39,7 +40,7 @@ func (o *ours) pinnedMaps(ctx context.Context, node string) (map[ebpf.MapID]bool
 	if err != nil {
 		return nil, err
 	}
-	pins, err := filepath.Glob("/proc/" + pid + "/root/sys/fs/bpf/kube-cilium/*_v*")
+	pins, err := filepath.Glob(filepath.Join(pinFolder(pid), "*_v*"))
 	if err != nil {
 		return nil, err
 	}
@@ -64,6 +65,9 @@ func (o *ours) pinnedMaps(ctx context.Context, node string) (map[ebpf.MapID]bool
 	}
 	return ids, nil
 }
+
+// pinFolder is where the agent of a pid pins, as the agent has it mounted.
+func pinFolder(pid string) string { return filepath.Join("/proc", pid, "root", datapath.Folder("")) }
 
 func (o *ours) agentPID(ctx context.Context, node string) (string, error) {
 	id, err := o.Kubectl(ctx, nil, "-n", "kube-cilium-system", "get", "pods", "-l", "app.kubernetes.io/name=cilium-agent",
