@@ -40,7 +40,8 @@ type heldPolicy struct {
 	whence  whence
 	since   time.Time
 	notes   []policy.Note
-	// err: this version is not in force; the one before it is, if there was one.
+	// err: this version cannot be had; the one before it is in force, or, where there was none, it isolates and allows
+	// nothing.
 	err error
 	// before is the version that may be in force in place of this one, which may not fit; nil: this one is.
 	before *networkingv1.NetworkPolicySpec
@@ -99,16 +100,11 @@ func (n *networkPolicies) some(namespace string) bool {
 	return false
 }
 
-// hold gives a policy to the engine. The error is also kept; the engine then goes on with the version before.
-func (p *Policies) hold(o *networkingv1.NetworkPolicy, from whence) error {
+// hold gives a policy to the engine. Of one that cannot be had the version before goes on; one that never was in force
+// isolates the pods that it selects: they are not left open for a rule that nobody can read.
+func (p *Policies) hold(o *networkingv1.NetworkPolicy, from whence) {
 	ref := policy.RefOf(o)
 	rules, notes, err := policy.FromNetworkPolicy(o)
-	if err == nil {
-		err = p.engine.SetPolicy(ref, rules)
-	}
-	if err != nil {
-		err = fmt.Errorf("%s: %w", ref, err)
-	}
 	kept := networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion},
 		Spec:       o.Spec,
@@ -118,13 +114,15 @@ func (p *Policies) hold(o *networkingv1.NetworkPolicy, from whence) error {
 	if last != nil && last.object.UID == o.UID {
 		h.namespace = last.namespace
 	}
-	if last != nil && last.err == nil {
-		if h.before = last.before; h.before == nil {
+	if last != nil {
+		if h.before = last.before; h.before == nil && last.err == nil {
 			h.before = &last.object.Spec
 		}
 	}
+	if err == nil || h.before == nil {
+		h.err = cmp.Or(err, p.engine.SetPolicy(ref, rules))
+	}
 	p.networks.held[ref] = h
-	return err
 }
 
 // place notes the namespace of a policy. One that is younger than the policy is not its own but a later one of the name:
@@ -269,9 +267,7 @@ func (p *Policies) feedNetworkPolicies(ctx context.Context, list []networkingv1.
 		case h != nil && h.version == v && h.version != 0:
 			h.whence, h.lingering = fromCache, false
 		default:
-			if err := p.hold(o, fromCache); err != nil {
-				p.log.Error(err, "a policy is not in force as it stands")
-			}
+			p.hold(o, fromCache)
 		}
 		if namespaces[o.Namespace] == nil {
 			namespaces[o.Namespace] = p.namespace(ctx, o.Namespace)

@@ -75,7 +75,7 @@ type policyInForce struct {
 	// pods by endpoint id: what is in the kernel, and why not what should be.
 	pods   map[uint16]datapath.PodPolicy
 	failed map[uint16]error
-	// leftOut are the policies that did not fit.
+	// leftOut are the policies that did not fit, or of which no rules can be made.
 	leftOut map[policy.Ref]policy.LeftOut
 	// exceptions are the policies of which something is not in force.
 	exceptions []v1alpha1.PolicyException
@@ -165,9 +165,7 @@ func (p *Policies) Restore(found []*endpoint.Endpoint) error {
 			versions = append(versions, &networkingv1.NetworkPolicy{ObjectMeta: o.ObjectMeta, Spec: *o.InForce})
 		}
 		for _, version := range append(versions, &o.NetworkPolicy) {
-			if err := p.hold(version, fromDisk); err != nil {
-				p.log.Error(err, "a policy from disk is not in force")
-			}
+			p.hold(version, fromDisk)
 		}
 		if h := p.networks.held[policy.RefOf(&o.NetworkPolicy)]; h != nil {
 			h.lingering, h.namespace = o.Lingering, o.NamespaceUID
@@ -460,6 +458,9 @@ func (p *Policies) tables() map[uint16]datapath.PodPolicy {
 func (p *Policies) note(pods map[uint16]datapath.PodPolicy, failed map[uint16]error) {
 	leftOut := p.engine.LeftOut()
 	for ref, h := range p.networks.held {
+		if h.err != nil {
+			leftOut[ref] = policy.LeftOut{Err: h.err, Before: h.before != nil}
+		}
 		if !leftOut[ref].Before {
 			h.before = nil
 		}
@@ -509,11 +510,8 @@ func (p *Policies) Admit(ctx context.Context, e *endpoint.Endpoint) func() error
 		news := false
 		for i := range found {
 			if h := p.networks.held[policy.RefOf(&found[i])]; h == nil || h.version < versionOf(&found[i]) {
-				err := p.hold(&found[i], fromLive)
+				p.hold(&found[i], fromLive)
 				p.place(&found[i], ns)
-				if err != nil {
-					return err
-				}
 				news = true
 			}
 		}

@@ -939,6 +939,64 @@ func TestPolicyThatDoesNotFitStopsNobodyElse(t *testing.T) {
 	}
 }
 
+// A policy that could not be made into rules, and never had been, left the pods open that it selects.
+func TestPolicyThatCannotBeHadLeavesNobodyOpen(t *testing.T) {
+	p := newPoliced(t)
+	says := func(e *endpoint.Endpoint, want string) {
+		t.Helper()
+		got := p.Progress().Exceptions
+		_, c := p.Shown(e)
+		if want == "" {
+			if len(got) > 0 || c.Status != metav1.ConditionTrue {
+				t.Fatalf("%+v %+v", got, c)
+			}
+			return
+		}
+		want += `, for not a rule: spec.ingress[0].from[0].ipBlock.cidr: "ten" is no prefix`
+		if len(got) != 1 || got[0].Name != "web" || got[0].Reason != reasonInvalid || got[0].Message != want {
+			t.Fatalf("%+v", got)
+		}
+		if c.Status != metav1.ConditionFalse || c.Reason != reasonInvalid || c.Message != "NetworkPolicy a/web: "+want {
+			t.Fatalf("%+v", c)
+		}
+	}
+	bad, good := allow(fromBlock("ten")), allow(fromBlock("10.0.0.0/8"))
+	p.reconcile()
+	p.live.policies = []networkingv1.NetworkPolicy{p.policy("a", "web", bad)} // just before the pod
+	e := p.admit(1, "a", "web", 300)
+	p.expectIngress(1, true, 0)
+	p.cache.policies = slices.Clone(p.live.policies)
+	p.reconcile()
+	p.expectIngress(1, true, 0)
+	if p.kernel.pods[1].Egress != nil {
+		t.Error("isolated in a direction that the policy is not about")
+	}
+	says(e, "it isolates the pods that it selects and allows them nothing")
+
+	p.cache.policies[0] = p.policy("a", "web", good)
+	p.reconcile()
+	p.expectIngress(1, true, 1)
+	says(e, "")
+	// What was in force stays, however often it is got wrong, and over a restart.
+	for range 2 {
+		p.cache.policies[0] = p.policy("a", "web", bad)
+		p.reconcile()
+	}
+	p.expectIngress(1, true, 1)
+	says(e, "the version before stays in force")
+	p.remember()
+	p.live.policies = nil
+	p.restart(e)
+	p.reconcile()
+	p.admit(2, "a", "web", 300)
+	p.expectIngress(1, true, 1)
+	p.expectIngress(2, true, 1)
+	says(e, "the version before stays in force")
+	p.cache.policies[0] = p.policy("a", "web", good)
+	p.reconcile()
+	says(e, "")
+}
+
 func (p *policed) admitAfterReconcile(id uint16, namespace, app string, n identity.Number) {
 	p.t.Helper()
 	p.reconcile()

@@ -44,7 +44,7 @@ type lastPolicy struct {
 	Lingering bool `json:"lingering,omitempty"`
 	// NamespaceUID of the namespace in which it is, or was.
 	NamespaceUID types.UID `json:"namespaceUID,omitempty"`
-	// InForce is the version before, which is in force because this one does not fit.
+	// InForce is the version before, which is in force because this one does not fit or cannot be had.
 	InForce *networkingv1.NetworkPolicySpec `json:"inForce,omitempty"`
 }
 

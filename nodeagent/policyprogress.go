@@ -53,13 +53,8 @@ func (p *Policies) Progress() v1alpha1.PolicyProgress {
 // exceptions are the policies of which something is not in force, in one order.
 func (p *Policies) exceptions(failed map[uint16]error, wanted map[uint16]datapath.PodPolicy, leftOut map[policy.Ref]policy.LeftOut) []v1alpha1.PolicyException {
 	found := map[policy.Ref]v1alpha1.PolicyException{}
-	for ref, h := range p.networks.held {
-		if h.err != nil {
-			found[ref] = exception(ref, reasonInvalid, h.err.Error())
-		}
-	}
 	for ref, why := range leftOut {
-		found[ref] = exception(ref, reasonTableFull, leftOutText(why))
+		found[ref] = exception(ref, leftOutReason(why), leftOutText(why))
 	}
 	names := map[uint16]*endpoint.Endpoint{}
 	for _, e := range p.pods() {
@@ -97,6 +92,13 @@ func fullText(e *endpoint.Endpoint, err error) string {
 	return fmt.Sprintf("pod %s/%s goes on with the policy that it had (a new pod: closed where it is isolated): %v", e.Pod.Namespace, e.Pod.Name, err)
 }
 
+func leftOutReason(why policy.LeftOut) string {
+	if errors.Is(why.Err, policy.ErrNoRoom) {
+		return reasonTableFull
+	}
+	return reasonInvalid
+}
+
 func leftOutText(why policy.LeftOut) string {
 	if why.Before {
 		return fmt.Sprintf("the version before stays in force, for %v", why.Err)
@@ -131,7 +133,7 @@ func (p *Policies) selecting(tables ...*policy.Table) []policy.Ref {
 	return out
 }
 
-// leftOutOf are the policies of a pod that did not fit.
+// leftOutOf are those of a pod's policies that are left out.
 func (p *Policies) leftOutOf(leftOut map[policy.Ref]policy.LeftOut, has datapath.PodPolicy) []policy.Ref {
 	if len(leftOut) == 0 {
 		return nil
@@ -152,7 +154,7 @@ func (p *Policies) Shown(e *endpoint.Endpoint) (v1alpha1.EndpointPolicy, metav1.
 	case err != nil:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonWrite, fullText(e, err)
 	case len(out) > 0:
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonTableFull, fmt.Sprintf("%s: %s", out[0], leftOutText(now.leftOut[out[0]]))
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, leftOutReason(now.leftOut[out[0]]), fmt.Sprintf("%s: %s", out[0], leftOutText(now.leftOut[out[0]]))
 	case !ok:
 		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "Waiting", "the pod's policy is not written yet, and the pod has what it had before: nothing, if it is new"
 	case len(e.Ports) > v1alpha1.MaxPortsPerEndpoint:

@@ -33,13 +33,17 @@ func RefOf(np *networkingv1.NetworkPolicy) Ref {
 
 // FromNetworkPolicy turns a NetworkPolicy into rules: one that isolates for each direction that it is about, and one for
 // each of its ingress and egress items. It returns ErrBadRule for what the API server would not have let pass; the
-// policy as a whole is then not to be had.
+// policy as a whole is then not to be had, and rules are those that isolate alone: none where whom it selects cannot be
+// told.
 func FromNetworkPolicy(np *networkingv1.NetworkPolicy) ([]Rule, []Note, error) {
 	c := converter{namespace: np.Namespace}
 	if np.Namespace == "" {
 		c.bad("metadata.namespace", "empty") // or it would select in all of them
 	}
 	subject := c.pods("spec.podSelector", nil, &np.Spec.PodSelector)
+	if c.err != nil {
+		return nil, nil, c.err
+	}
 	ingress, egress := c.directions(&np.Spec)
 	var rules []Rule
 	if ingress {
@@ -63,7 +67,7 @@ func FromNetworkPolicy(np *networkingv1.NetworkPolicy) ([]Rule, []Note, error) {
 		}
 	}
 	if c.err != nil {
-		return nil, nil, c.err
+		return slices.DeleteFunc(rules, func(r Rule) bool { return !r.Isolates }), nil, c.err
 	}
 	return rules, c.notes, nil
 }

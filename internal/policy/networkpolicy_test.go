@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -138,8 +139,13 @@ func TestBadPolicies(t *testing.T) {
 		`{podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {"a b": c}}}]}]}`: "spec.egress[0].to[0].namespaceSelector",
 	} {
 		rules, _, err := FromNetworkPolicy(parse(t, spec))
-		if !errors.Is(err, ErrBadRule) || !strings.Contains(err.Error(), want) || rules != nil {
+		if !errors.Is(err, ErrBadRule) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", spec, err, want)
+		}
+		// Whom it isolates is all that is taken of it, where that can be told.
+		known := want != "spec.podSelector" && !strings.HasPrefix(want, "spec.policyTypes")
+		if allows := slices.ContainsFunc(rules, func(r Rule) bool { return !r.Isolates || r.Verdict != 0 }); allows || (len(rules) > 0) != known {
+			t.Errorf("%s: %+v", spec, rules)
 		}
 	}
 }
