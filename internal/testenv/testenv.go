@@ -50,6 +50,7 @@ func start(t testing.TB, e *envtest.Environment) *Env {
 		}
 		t.Skip(why)
 	}
+	t.Setenv("KUBECACHEDIR", t.TempDir()) // kubectl and plugins: not the home of who runs the tests
 	e.ControlPlaneStartTimeout, e.ControlPlaneStopTimeout = 2*time.Minute, time.Minute
 	cfg, err := e.Start()
 	t.Cleanup(func() {

@@ -68,7 +68,9 @@ func TestUpDown(t *testing.T) {
 	state := readState(t, run, name)
 	kubectl := func(args ...string) string {
 		t.Helper()
-		out, err := exec.Command(state.Binaries["kubectl"], append([]string{"--kubeconfig", state.Kubeconfig}, args...)...).CombinedOutput()
+		cmd := exec.Command(state.Binaries["kubectl"], append([]string{"--kubeconfig", state.Kubeconfig}, args...)...)
+		cmd.Env = append(os.Environ(), "KUBECACHEDIR="+state.KubectlCache())
+		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("kubectl %v: %v\n%s", args, err, out)
 		}

@@ -155,7 +155,7 @@ func (c *cluster) evidence(t *testing.T) {
 // plugin runs kubectl cilium.
 func (c *cluster) plugin(ctx context.Context, args ...string) (string, error) {
 	bin := filepath.Join(filepath.Dir(os.Getenv("TEST_CLUSTER")), "kubectl-cilium")
-	return testcluster.Run(exec.CommandContext(ctx, bin, append([]string{"--kubeconfig", c.Kubeconfig}, args...)...), nil)
+	return testcluster.Run(c.Client(ctx, bin, args...), nil)
 }
 
 // kubectl runs kubectl and returns its output; a failure fails the test.

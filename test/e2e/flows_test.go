@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -65,7 +64,7 @@ func (f seenFlow) String() string {
 func (c *cluster) hubble(t testing.TB, args ...string) string {
 	t.Helper()
 	bin := filepath.Join(filepath.Dir(os.Getenv("TEST_CLUSTER")), "kubectl-hubble")
-	out, err := testcluster.Run(exec.CommandContext(t.Context(), bin, append([]string{"--kubeconfig", c.Kubeconfig}, args...)...), nil)
+	out, err := testcluster.Run(c.Client(t.Context(), bin, args...), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

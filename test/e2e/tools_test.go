@@ -54,7 +54,7 @@ func (c *cluster) noTestNamespaces(t testing.TB) {
 
 // interruptedTest ends a run in the middle: it takes everything away all the same. Meanwhile a second run refuses.
 func interruptedTest(t *testing.T, c *cluster) {
-	cmd := exec.Command(filepath.Join(filepath.Dir(testClusterTool(t)), "kubectl-cilium"), "--kubeconfig", c.Kubeconfig, "connectivity", "test")
+	cmd := c.Client(t.Context(), filepath.Join(filepath.Dir(testClusterTool(t)), "kubectl-cilium"), "connectivity", "test")
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {

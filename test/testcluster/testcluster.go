@@ -9,7 +9,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -63,9 +65,17 @@ func Find(ctx context.Context, tool, name string) (*Cluster, error) {
 	return c, nil
 }
 
+// Client is a command of kubectl, or of a plugin, against the cluster. What it remembers of the API server goes with the
+// cluster: the next one may have its port.
+func (c *Cluster) Client(ctx context.Context, bin string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, bin, append([]string{"--kubeconfig", c.Kubeconfig}, args...)...)
+	cmd.Env = append(os.Environ(), "KUBECACHEDIR="+filepath.Join(filepath.Dir(c.Kubeconfig), "kubectl-cache"))
+	return cmd
+}
+
 // Kubectl runs kubectl against the cluster.
 func (c *Cluster) Kubectl(ctx context.Context, stdin []byte, args ...string) (string, error) {
-	return Run(exec.CommandContext(ctx, c.Binaries["kubectl"], append([]string{"--kubeconfig", c.Kubeconfig}, args...)...), stdin)
+	return Run(c.Client(ctx, c.Binaries["kubectl"], args...), stdin)
 }
 
 // InPod runs a command in a pod.

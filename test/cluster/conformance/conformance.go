@@ -72,7 +72,7 @@ func (r Run) Specs(ctx context.Context) (Summary, error) {
 	lines := filepath.Join(scratch, "progress")
 	cmd := exec.CommandContext(ctx, filepath.Join(r.Folder, "ginkgo"), r.args(suite, report, lines, r.skipped())...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+r.Kubeconfig)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+r.Kubeconfig, "KUBECACHEDIR="+filepath.Join(scratch, "kubectl-cache"))
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = end
 	if err := cmd.Start(); err != nil {
