@@ -211,9 +211,15 @@ func (w *World) answers(from, to *party, port Port, via string) ([]Answer, error
 		if family == 6 && port.Protocol == protocols["ICMP"] {
 			flow.Protocol = protocols["ICMPV6"]
 		}
-		a := answer(w.engine.Explain(flow))
+		walk := w.engine.Explain(flow)
+		a := answer(walk)
 		a.From, a.To, a.Via, a.Port, a.Families = from.name, to.name, via, port.String(), []int{family}
 		a.Remarks = remarks(flow, from, to)
+		for _, r := range slices.Concat(w.leftOut(from, walk.EgressSteps), w.leftOut(to, walk.IngressSteps)) {
+			if !slices.Contains(a.Remarks, r) { // one policy, both ends on one node
+				a.Remarks = append(a.Remarks, r)
+			}
+		}
 		if n := len(all); n > 0 && all[n-1].Verdict == a.Verdict && all[n-1].Nearest == a.Nearest &&
 			all[n-1].Egress.Why == a.Egress.Why && all[n-1].Ingress.Why == a.Ingress.Why {
 			all[n-1].Families = append(all[n-1].Families, family)
@@ -238,6 +244,29 @@ func remarks(f policy.Flow, from, to *party) []string {
 	}{{f.Source, from}, {f.Destination, to}} {
 		if e.end.Identity == identity.Pending {
 			all = append(all, e.who.name+" lies in the cluster's prefixes and no pod has it")
+		}
+	}
+	return all
+}
+
+// leftOut says which of the policies that were asked about a pod its node reports not to have in force: there the answer
+// may be another one.
+func (w *World) leftOut(p *party, steps []policy.Step) []string {
+	if p.pod == nil {
+		return nil
+	}
+	var all []string
+	for i := range w.Reports {
+		if w.Reports[i].Name != p.pod.Spec.NodeName {
+			continue
+		}
+		for _, kind := range w.Reports[i].Status.Policies {
+			for _, x := range kind.Exceptions {
+				ref := policy.Ref{Kind: kind.Kind, Namespace: x.Namespace, Name: x.Name}
+				if slices.ContainsFunc(steps, func(s policy.Step) bool { return s.Ref == ref }) {
+					all = append(all, fmt.Sprintf("node %s may judge otherwise: there %s is not in force as it is written (%s: %s)", w.Reports[i].Name, ref, x.Reason, x.Message))
+				}
+			}
 		}
 	}
 	return all

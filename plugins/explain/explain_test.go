@@ -144,6 +144,47 @@ func TestNotesSayWhatAPolicyWaitsFor(t *testing.T) {
 	}
 }
 
+// The answer did not tell that a pod's node had left a policy out.
+func TestPolicyThatANodeLeftOutIsNamed(t *testing.T) {
+	o := objects()
+	report := func(node string, names ...string) v1alpha1.CiliumNodeReport {
+		p := v1alpha1.PolicyProgress{Kind: "NetworkPolicy"}
+		for _, n := range names {
+			p.Exceptions = append(p.Exceptions, v1alpha1.PolicyException{Namespace: "shop", Name: n, Reason: "TableFull", Message: "it does not fit"})
+		}
+		return v1alpha1.CiliumNodeReport{ObjectMeta: metav1.ObjectMeta{Name: node}, Status: v1alpha1.CiliumNodeReportStatus{Policies: []v1alpha1.PolicyProgress{p}}}
+	}
+	o.Reports = []v1alpha1.CiliumNodeReport{report("n1", "other", "web"), report("n2", "web")}
+	w, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := "node n1 may judge otherwise: there NetworkPolicy shop/web is not in force as it is written (TableFull: it does not fit)"
+	for to, want := range map[string][]string{"web-0": {said}, "front": nil} { // another policy's, another node's: no matter
+		got, err := w.Ask(Question{From: "other", To: to, Port: Port{Number: 8080, Protocol: 6}, Namespace: "shop"})
+		if err != nil || !slices.Equal(got[0].Remarks, want) {
+			t.Errorf("%s: %+v, %v", to, got, err)
+		}
+	}
+}
+
+// One policy of which no rules can be made kept every question from being answered.
+func TestPolicyThatCannotBeHadIsolates(t *testing.T) {
+	o := objects()
+	o.Policies[0].Spec.Ingress[1].From[0].IPBlock.CIDR = "ten"
+	w, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := w.Ask(Question{From: "front", To: "web-0", Port: Port{Number: 8080, Protocol: 6}, Namespace: "shop"})
+	if err != nil || got[0].Allowed() || got[0].Ingress.Why != "the default deny of NetworkPolicy shop/web" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if n := w.Notes(&o.Policies[0]); len(n) != 1 || !strings.Contains(n[0], `isolates the pods that it selects and allows them nothing, for not a rule: spec.ingress[1].from[0].ipBlock.cidr: "ten"`) {
+		t.Errorf("%q", n)
+	}
+}
+
 func TestParsePort(t *testing.T) {
 	for text, want := range map[string]string{
 		"80": "80/TCP", "53/udp": "53/UDP", "http": "http/TCP", "dns/UDP": "dns/UDP", "icmp": "ICMP", "9/sctp": "9/SCTP",

@@ -31,6 +31,8 @@ type Objects struct {
 	Slices     []discoveryv1.EndpointSlice
 	Nodes      []corev1.Node
 	Members    []v1alpha1.CiliumNode
+	// Reports are what nodes say of themselves: which policies they left out.
+	Reports []v1alpha1.CiliumNodeReport
 	// ClusterName of the CiliumConfig.
 	ClusterName string
 }
@@ -48,14 +50,15 @@ type World struct {
 func New(o Objects) (*World, error) {
 	w := &World{Objects: o, engine: policy.NewEngine(), numbers: map[string]identity.Number{}, notes: map[policy.Ref][]policy.Note{}}
 	for i := range o.Policies {
+		ref := policy.RefOf(&o.Policies[i])
 		rules, notes, err := policy.FromNetworkPolicy(&o.Policies[i])
-		if err == nil {
-			err = w.engine.SetPolicy(policy.RefOf(&o.Policies[i]), rules)
-		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", policy.RefOf(&o.Policies[i]), err)
+			notes = []policy.Note{{Path: "spec", Text: "isolates the pods that it selects and allows them nothing, for " + err.Error()}}
 		}
-		w.notes[policy.RefOf(&o.Policies[i])] = notes
+		if err := w.engine.SetPolicy(ref, rules); err != nil {
+			return nil, err
+		}
+		w.notes[ref] = notes
 	}
 	ports := map[identity.Number][]policy.NamedPort{}
 	labels := map[identity.Number]identity.Labels{}

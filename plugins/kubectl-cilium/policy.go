@@ -120,6 +120,7 @@ func (p *plugin) readWorld(ctx context.Context, c *cluster.Cluster) (*explain.Wo
 		endpoints  discoveryv1.EndpointSliceList
 		nodes      corev1.NodeList
 		members    v1alpha1.CiliumNodeList
+		reports    v1alpha1.CiliumNodeReportList
 		configs    v1alpha1.CiliumConfigList
 	)
 	for _, list := range []client.ObjectList{&policies, &pods, &namespaces} {
@@ -130,7 +131,7 @@ func (p *plugin) readWorld(ctx context.Context, c *cluster.Cluster) (*explain.Wo
 	for _, list := range []struct {
 		what string
 		into client.ObjectList
-	}{{"services", &services}, {"endpointslices", &endpoints}, {"nodes", &nodes}, {"ciliumnodes", &members}, {"ciliumconfigs", &configs}} {
+	}{{"services", &services}, {"endpointslices", &endpoints}, {"nodes", &nodes}, {"ciliumnodes", &members}, {"ciliumnodereports", &reports}, {"ciliumconfigs", &configs}} {
 		if err := c.List(ctx, list.into); err != nil && !meta.IsNoMatchError(err) {
 			if ctx.Err() != nil {
 				return nil, errors.New("interrupted")
@@ -146,7 +147,7 @@ func (p *plugin) readWorld(ctx context.Context, c *cluster.Cluster) (*explain.Wo
 	}
 	return explain.New(explain.Objects{
 		Pods: pods.Items, Namespaces: namespaces.Items, Policies: policies.Items, Services: services.Items, Slices: endpoints.Items,
-		Nodes: nodes.Items, Members: members.Items, ClusterName: name,
+		Nodes: nodes.Items, Members: members.Items, Reports: reports.Items, ClusterName: name,
 	})
 }
 

@@ -29,8 +29,9 @@ func (p *plugin) policyExplain() *cobra.Command {
 		Short: "Say whether one may reach the other, which rule decides on each side, and what comes nearest to another answer",
 		Long: "Say whether one may reach the other, which rule decides on each side, and where it is denied which rule came nearest\n" +
 			"to allowing it. The answer is made from the cluster's objects alone: no packet is sent and no node is asked, so it is\n" +
-			"what holds when every node is up to date (kubectl cilium policy list). A pod is NAME or NAMESPACE/NAME, a service\n" +
-			"svc/NAME or svc/NAMESPACE/NAME; of a service each ready backend is judged.",
+			"what holds when every node is up to date (kubectl cilium policy list); a policy that the node of a pod reports not to\n" +
+			"have in force as it is written is named in a note. A pod is NAME or NAMESPACE/NAME, a service svc/NAME or\n" +
+			"svc/NAMESPACE/NAME; of a service each ready backend is judged.",
 		Example: `  # May this pod reach that one?
   kubectl cilium policy explain --from client --to web-0 --port 8080/TCP -n shop
 
