@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
@@ -33,6 +34,10 @@ const (
 	// uninstallPrefix begins the name of the pod that cleans a node.
 	uninstallPrefix = "cilium-uninstall-"
 	podPoll         = 500 * time.Millisecond
+	// reminded is the annotation by which a deletion that takes long is asked for again, and patience how long the first
+	// time takes.
+	reminded = "kube-cilium.io/uninstall-reminded"
+	patience = 5 * time.Second
 )
 
 // uninstallOptions are the flags of `kubectl cilium uninstall`.
@@ -137,11 +142,11 @@ func (o *uninstallOptions) confirm(c *cluster.Cluster, nodes int, found bool) er
 // stop ends the operator and the agents. The DaemonSet stays, without pods.
 func (o *uninstallOptions) stop(ctx context.Context, c *cluster.Cluster, ds *appsv1.DaemonSet) error {
 	operator := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.Namespace, Name: cluster.OperatorName}}
-	patch := client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"replicas":0}}`))
+	patch := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"replicas":0}}`))
 	if err := c.Patch(ctx, operator, patch); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("stop the operator: %w", err)
 	}
-	patch = client.RawPatch("application/merge-patch+json",
+	patch = client.RawPatch(types.MergePatchType,
 		[]byte(`{"spec":{"template":{"spec":{"nodeSelector":{"`+nowhere+`":"true"}}}}}`))
 	if err := c.Patch(ctx, ds, patch); err != nil {
 		return fmt.Errorf("stop the agents: %w", err)
@@ -323,13 +328,45 @@ func (o *uninstallOptions) removeNamed(ctx context.Context, c *cluster.Cluster, 
 			return err
 		}
 	}
-	// As kubectl delete does: a kind is gone when its last object is.
-	return poll(ctx, o.nodeTimeout, func() (bool, error) {
+	return o.waitGone(ctx, c, gvk, ours)
+}
+
+// waitGone waits as kubectl delete does: a kind is gone when its last object is. An API server forgets about one whose
+// objects it could not list at once and whose status it then wrote faster than it heard of that: it takes the conflict
+// for a change that it will be told of, and leaves its own changes out. It would come back to it with the next resync,
+// within five minutes; any other change reminds it.
+func (o *uninstallOptions) waitGone(ctx context.Context, c *cluster.Cluster, gvk schema.GroupVersionKind, ours func(string) bool) error {
+	all := &metav1.PartialObjectMetadataList{}
+	all.SetGroupVersionKind(gvk.GroupVersion().WithKind(gvk.Kind + "List"))
+	var left []string
+	pause, last := patience, time.Now()
+	err := poll(ctx, o.nodeTimeout, func() (bool, error) {
 		if err := c.List(ctx, all); err != nil {
 			return false, err
 		}
-		return !slices.ContainsFunc(all.Items, func(m metav1.PartialObjectMetadata) bool { return ours(m.Name) }), nil
+		all.Items = slices.DeleteFunc(all.Items, func(m metav1.PartialObjectMetadata) bool { return !ours(m.Name) })
+		remind := time.Since(last) > pause
+		if remind {
+			pause, last = 2*pause, time.Now() // a reminder is also a conflict for who is at work
+		}
+		left = nil
+		for i := range all.Items {
+			one := &all.Items[i]
+			if left = append(left, one.Name); !remind || one.DeletionTimestamp == nil {
+				continue
+			}
+			one.SetGroupVersionKind(gvk)
+			patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, reminded, last.Format(time.RFC3339))
+			if err := c.Patch(ctx, one, client.RawPatch(types.MergePatchType, patch)); client.IgnoreNotFound(err) != nil {
+				return false, fmt.Errorf("remind of the deletion of %s: %w", one.Name, err)
+			}
+		}
+		return len(left) == 0, nil
 	}, gvk.Kind+" objects are still there")
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: %s (their conditions say why)", err, strings.Join(left, ", "))
+	}
+	return err
 }
 
 func (o *uninstallOptions) removeRoles(ctx context.Context, c *cluster.Cluster) error {

@@ -17,8 +17,10 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/internal/testenv"
@@ -136,9 +138,16 @@ func TestUninstall(t *testing.T) {
 		defer close(done)
 		kubelets(ctx, t, c, func(string) bool { return false }, func(*corev1.Pod) {})
 	}()
-	code, out, errOut = plugin("", "uninstall", "--yes", "--node-timeout", "5m")
+	recalled := make(chan struct{})
+	kind := forget(t, c, "ciliumnodes.kube-cilium.io")
+	go func() {
+		defer close(recalled)
+		untilReminded(ctx, t, c, kind)
+	}()
+	code, out, errOut = plugin("", "uninstall", "--yes", "--node-timeout", "90s")
 	cancel()
 	<-done
+	<-recalled
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, errOut)
 	}
@@ -164,6 +173,39 @@ func TestUninstall(t *testing.T) {
 	if code != 0 {
 		t.Errorf("with nothing to do: exit %d: %s", code, errOut)
 	}
+}
+
+const forgotten = "test.kube-cilium.io/forgotten"
+
+// forget keeps a kind from going, as an API server does that has lost sight of its deletion.
+func forget(t *testing.T, c client.Client, name string) *metav1.PartialObjectMetadata {
+	t.Helper()
+	kind := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	kind.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"})
+	if err := c.Get(t.Context(), client.ObjectKeyFromObject(kind), kind); err != nil {
+		t.Fatal(err)
+	}
+	before := kind.DeepCopy()
+	controllerutil.AddFinalizer(kind, forgotten)
+	if err := c.Patch(t.Context(), kind, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+	return kind
+}
+
+// untilReminded ends the forgetting when the kind's deletion is asked for again.
+func untilReminded(ctx context.Context, t *testing.T, c client.Client, kind *metav1.PartialObjectMetadata) {
+	for ctx.Err() == nil {
+		if err := c.Get(ctx, client.ObjectKeyFromObject(kind), kind); err == nil && kind.Annotations[reminded] != "" {
+			before := kind.DeepCopy()
+			controllerutil.RemoveFinalizer(kind, forgotten)
+			if err := c.Patch(ctx, kind, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err == nil {
+				return
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Error("nobody asked for the deletion again")
 }
 
 // nothingLeft looks for what the installation made: all of it but the namespace, which ends by itself where a
