@@ -185,3 +185,60 @@ func BenchmarkManyExcepts(b *testing.B) {
 		withExcepts(b, 20000)
 	}
 }
+
+// manyRules are policies of n rules for one pod, each rule with an address of its own.
+func manyRules(policies, n int) map[Ref][]Rule {
+	out := map[Ref][]Rule{}
+	for p := range policies {
+		var rules []Rule
+		for r := range n {
+			at := p*n + r
+			rules = append(rules, Rule{Tier: Normal, Verdict: Allow, Isolates: true, Direction: Ingress, AnyPort: true, Path: fmt.Sprintf("spec.ingress[%d]", r),
+				Subject: PodSelector{Namespace: "a"}, Peers: []PeerSelector{Block{CIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 19, byte(at >> 8), byte(at)}), 32)}}})
+		}
+		out[Ref{KindNetworkPolicy, "a", fmt.Sprint("p", p)}] = rules
+	}
+	return out
+}
+
+// Ten policies of a thousand rules, from nothing to in force for the node's first pod: it comes before them, between
+// them, or after them.
+func BenchmarkManyRules(b *testing.B) {
+	for _, pod := range []string{"first", "between", "last"} {
+		b.Run("pod "+pod, func(b *testing.B) {
+			for b.Loop() {
+				e, s, n := NewEngine(), Subject{Labels: podLabels("a", nil)}, 0
+				e.Retain(nil)
+				comes := func(when string) {
+					if pod == when {
+						e.Tables(s)
+					}
+				}
+				settle := func() {
+					for again := true; again; again = e.ClassesInForce(e.Classes()) {
+						if pod == "first" || pod == "between" && n > 5 || n > 10 {
+							e.Tables(s)
+						}
+					}
+				}
+				settle()
+				comes("first")
+				for ref, rules := range manyRules(10, 1000) {
+					if err := e.SetPolicy(ref, rules); err != nil {
+						b.Fatal(err)
+					}
+					if n++; n == 5 {
+						comes("between")
+					}
+					settle()
+				}
+				comes("last")
+				n++
+				settle()
+				if in, _ := e.Tables(s); len(in.Entries) != 10000 || e.Waiting() || e.Early() {
+					b.Fatalf("%d entries, waits %t, early %t", len(in.Entries), e.Waiting(), e.Early())
+				}
+			}
+		})
+	}
+}

@@ -50,8 +50,12 @@ type stated struct {
 
 // tier is what one tier says to a state.
 type tier struct {
-	number   Tier
-	rules    []*rule
+	number Tier
+	rules  []*rule
+	// order: rule -> its place in rules.
+	order map[*rule]int
+	// wide are the rules that name somebody else than addresses and pods.
+	wide     []*rule
 	isolated RuleID
 	cells    map[Peer][]cell
 	table    *Table
@@ -250,7 +254,7 @@ func (e *Engine) table(st *state) *Table {
 func (e *Engine) makeTiers(st *state) {
 	st.tiers = nil
 	for number := range Tier(tiers) {
-		t := &tier{number: number, cells: map[Peer][]cell{}}
+		t := &tier{number: number, order: map[*rule]int{}, cells: map[Peer][]cell{}}
 		var isolating []Origin
 		passes := false
 		for _, r := range st.rules {
@@ -261,7 +265,11 @@ func (e *Engine) makeTiers(st *state) {
 				isolating = append(isolating, Origin{Ref: r.ref})
 			}
 			if !r.onlyIsolates {
+				t.order[r.rule] = len(t.rules)
 				t.rules = append(t.rules, r.rule)
+				if r.AnyPeer || slices.ContainsFunc(r.Peers, func(p PeerSelector) bool { _, ok := p.(Entity); return ok }) {
+					t.wide = append(t.wide, r.rule)
+				}
 				passes = passes || r.Verdict == Pass
 			}
 		}
@@ -301,8 +309,8 @@ func (e *Engine) patch(st *state) {
 		changed := map[Peer][]cell{}
 		for p := range st.dirty {
 			var cs []claim
-			for _, r := range t.rules {
-				if c, ok := e.claimOn(st, r, p); ok {
+			for _, r := range e.rulesAbout(t, p) {
+				if c, ok := e.portsOf(st, r, p); ok {
 					cs = append(cs, c)
 				}
 			}
@@ -519,12 +527,37 @@ func (e *Engine) claimAll(st *state, r *rule, f func(Peer, claim)) {
 	}
 }
 
-// claimOn is what a rule says about one peer.
-func (e *Engine) claimOn(st *state, r *rule, p Peer) (claim, bool) {
-	if !e.isAbout(r, p) {
-		return claim{}, false
+// rulesAbout are the rules of a tier that are about a peer, in their order, without asking each.
+func (e *Engine) rulesAbout(t *tier, p Peer) []*rule {
+	var places []int
+	found := func(r *rule) {
+		if at, ok := t.order[r]; ok && e.isAbout(r, p) {
+			places = append(places, at)
+		}
 	}
-	return e.portsOf(st, r, p)
+	for _, r := range t.wide {
+		found(r)
+	}
+	if prefix, ok := e.classes.holders[p]; ok {
+		for around := range upwards(prefix, 0) {
+			for r := range e.blocks[around] {
+				found(r)
+			}
+		}
+	}
+	if i := e.idents[identity.Number(p)]; i != nil {
+		e.selectors.matching(i, func(s *selector) {
+			for r := range s.users {
+				found(r)
+			}
+		})
+	}
+	slices.Sort(places)
+	var out []*rule
+	for _, at := range slices.Compact(places) {
+		out = append(out, t.rules[at])
+	}
+	return out
 }
 
 func (e *Engine) isAbout(r *rule, p Peer) bool {
