@@ -248,6 +248,7 @@ func TestLifetimes(t *testing.T) {
 						}
 					}
 				}
+				w.moved()
 				// The other side speaks: a reply, or a new beginning.
 				again := c.packets[0].reply().with(func(p *packet) { p.flags = ack })
 				send(again)

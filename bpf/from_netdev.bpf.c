@@ -9,6 +9,7 @@
 #include "lib/common.h"
 #include "lib/config.h"
 
+#include "lib/again.h"
 #include "lib/arrive.h"
 #include "lib/deliver.h"
 #include "lib/known.h"
@@ -99,6 +100,7 @@ static __always_inline int from_tunnel(struct __sk_buff *skb, struct pkt *p)
 	r = set_ecn(skb, p, ecn);
 	if (r)
 		return r;
+	again_to_pod(p, p->src_identity, local->ifindex, local->mac, local->host_mac);
 	return to_local(skb, p, local->ifindex, local->mac, local->host_mac);
 }
 
@@ -123,6 +125,7 @@ static __always_inline int from_network(struct __sk_buff *skb, struct pkt *p,
 	r = hop(skb, p);
 	if (r)
 		return r;
+	again_to_pod(p, 0, local->ifindex, local->mac, local->host_mac);
 	return to_local(skb, p, local->ifindex, local->mac, local->host_mac);
 }
 
@@ -339,12 +342,90 @@ static __always_inline int enter(struct __sk_buff *skb, struct pkt *p)
 	return from_network(skb, p, local, peer_known(from));
 }
 
+/* What is around a packet that came in the tunnel. false: not one that we unpack. */
+static __always_inline bool glance_around(struct __sk_buff *skb,
+					  struct sight *s, __u8 *tos)
+{
+	struct ethhdr *eth = (void *)(long)skb->data;
+	struct encap *h = (void *)(eth + 1);
+	__u32 len;
+
+	if ((void *)(h + 1) > (void *)(long)skb->data_end)
+		return false;
+	len = bpf_ntohs(h->ip.tot_len);
+	if (eth->h_proto != bpf_htons(ETH_P_IP) || *(__u8 *)h != 0x45 ||
+	    h->ip.protocol != IPPROTO_UDP ||
+	    h->ip.frag_off & bpf_htons(IP_MF | IP_OFFSET) ||
+	    h->ip.daddr != node_ipv4.w[3] ||
+	    h->udp.dest != bpf_htons(tunnel_port) ||
+	    !(h->vxlan.flags & bpf_htonl(VXLAN_VNI_VALID)) ||
+	    len < ENCAP_LEN || len + ETH_HLEN > skb->len)
+		return false;
+	s->from = bpf_ntohl(h->vxlan.vni) >> 8;
+	s->outer = h->ip.saddr;
+	*tos = h->ip.tos;
+	return true;
+}
+
+/* The way that the connection's packets took a moment ago. Returns a reason, or FORWARD_UNKNOWN: the whole way. */
+static __subprogram int go_on(struct __sk_buff *skb, struct pkt *p)
+{
+	bool tunnel = tunnel_port && encap_in_bpf;
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+	const struct again *a;
+	struct sight s = {};
+	struct glimpse g;
+	struct ethhdr *eth;
+	__u8 tos = 0;
+	int r;
+
+	if (!have_redirect_peer)
+		return FORWARD_UNKNOWN;
+	if (tunnel) {
+		if (!glance_around(skb, &s, &tos) ||
+		    !glance(skb, ETH_HLEN + ENCAP_LEN, &s, &g))
+			return FORWARD_UNKNOWN;
+		s.kind |= AGAIN_TUNNEL;
+	} else if (!glance(skb, ETH_HLEN, &s, &g)) {
+		return FORWARD_UNKNOWN;
+	}
+	a = again_find(p, &s, &g);
+	if (!a)
+		return FORWARD_UNKNOWN;
+	p->ipv6 = s.kind & AGAIN_IPV6;
+	if (tunnel) {
+		if (ecn_decap(tos, g.tos) != (g.tos & ECN_MASK))
+			return FORWARD_UNKNOWN;
+		if (p->ipv6)
+			flags |= ADJ_ROOM_DECAP_L3_IPV6;
+		if (bpf_skb_adjust_room(skb, -(__s32)ENCAP_LEN, BPF_ADJ_ROOM_MAC, flags))
+			return FORWARD_UNKNOWN;
+		eth = (void *)(long)skb->data;
+		if ((void *)(eth + 1) > (void *)(long)skb->data_end)
+			return DROP_WRITE;
+		eth->h_proto = p->ipv6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+	} else {
+		r = hop(skb, p);
+		if (r)
+			return r;
+	}
+	return to_local(skb, p, a->target, a->pod.mac, a->pod.host_mac);
+}
+
 SEC("tc")
 int from_netdev(struct __sk_buff *skb)
 {
-	struct pkt *p = begin(skb, HOOK_FROM_NETDEV);
+	struct pkt *p = head(skb, HOOK_FROM_NETDEV);
+	int reason;
 
-	return p ? finish(skb, p, enter(skb, p)) : TC_DROP;
+	if (!p)
+		return TC_DROP;
+	reason = go_on(skb, p);
+	if (reason == FORWARD_UNKNOWN) {
+		unknown(p);
+		reason = enter(skb, p);
+	}
+	return finish(skb, p, reason);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -9,6 +9,7 @@
 #include "lib/common.h"
 #include "lib/config.h"
 
+#include "lib/again.h"
 #include "lib/antispoof.h"
 #include "lib/conntrack.h"
 #include "lib/deliver.h"
@@ -43,16 +44,22 @@ static __always_inline struct conn *find_related(struct __sk_buff *skb,
 	return c;
 }
 
-/* Larger than the way allows: the MTU to tell, else 0. */
-static __always_inline __u32 too_big(struct __sk_buff *skb, const struct pkt *p)
+/* Length of the packet, or of each piece that it is to be cut into. payload is an offset in the frame. */
+static __always_inline __u32 piece(struct __sk_buff *skb, const struct pkt *p,
+				   __u32 payload)
 {
-	__u32 len = p->len - ETH_HLEN, mtu = pod_mtu;
+	return (skb->gso_size ? payload + skb->gso_size : p->len) - ETH_HLEN;
+}
+
+/* Larger than the way allows: the MTU to tell, else 0. */
+static __always_inline __u32 too_big(struct __sk_buff *skb, struct pkt *p)
+{
+	__u32 len = piece(skb, p, p->payload), mtu = pod_mtu;
 	struct node *n;
 
-	/* A segment to be cut: each piece counts. */
-	if (skb->gso_size)
-		len = p->payload - ETH_HLEN + skb->gso_size;
-	if (p->tunnel && len > ALWAYS_FITS) {
+	if (p->tunnel && len <= ALWAYS_FITS) {
+		mtu = ALWAYS_FITS;
+	} else if (p->tunnel) {
 		n = bpf_map_lookup_elem(&nodes, &p->node);
 		if (n && n->mtu && (__s32)(n->mtu_expires - p->now) > 0) {
 			__u32 inner = n->mtu - ENCAP_LEN;
@@ -66,7 +73,60 @@ static __always_inline __u32 too_big(struct __sk_buff *skb, const struct pkt *p)
 				mtu = inner;
 		}
 	}
+	p->mtu = mtu;
 	return len > mtu ? mtu : 0;
+}
+
+/* Through the tunnel. Returns a reason. */
+static __subprogram int to_node(struct __sk_buff *skb, struct pkt *p)
+{
+	struct encap h;
+	__u32 out;
+	int r;
+
+	p->event_flags |= EVENT_TUNNEL;
+	out = encap_header(skb, p, &h);
+	if (out) {
+		r = encap_send(skb, p, &h, out);
+		if (r) {
+			if (r == FORWARD_TO_TUNNEL)
+				again_to_node(p, skb->ifindex, &h, skb->hash);
+			return r;
+		}
+	}
+	return send_by_device(skb, p);
+}
+
+/* The way that the connection's packets took a moment ago. Returns a reason, or FORWARD_UNKNOWN: the whole way. */
+static __subprogram int go_on(struct __sk_buff *skb, struct pkt *p)
+{
+	struct sight s = { .from = skb->ifindex };
+	const struct again *a;
+	struct glimpse g;
+	int r;
+
+	if (skb->vlan_present || !glance(skb, ETH_HLEN, &s, &g))
+		return FORWARD_UNKNOWN;
+	a = again_find(p, &s, &g);
+	if (!a)
+		return FORWARD_UNKNOWN;
+	p->ipv6 = s.kind & AGAIN_IPV6;
+	if (a->way != AGAIN_POD && piece(skb, p, g.payload) > a->mtu)
+		return FORWARD_UNKNOWN;
+	if (a->way == AGAIN_NODE) {
+		/* Who sends has another way in mind when the hash is another. */
+		if (g.tos != a->node.encap.ip.tos ||
+		    (skb->hash && skb->hash != a->node.hash))
+			return FORWARD_UNKNOWN;
+		return encap_send(skb, p, &a->node.encap, a->target);
+	}
+	r = hop(skb, p);
+	if (r)
+		return r;
+	if (a->way == AGAIN_NETWORK)
+		return to_wire(skb, p, a->target, &a->next, p->ipv6,
+			       FORWARD_TO_NETWORK);
+	return to_local(skb, p, a->target, a->pod.mac, a->pod.host_mac);
 }
 
 static __always_inline int speak(struct __sk_buff *skb, struct pkt *p)
@@ -74,6 +134,7 @@ static __always_inline int speak(struct __sk_buff *skb, struct pkt *p)
 	__u32 ifindex = skb->ifindex, other, home, out, mtu;
 	const struct endpoint *local, *there;	/* this node's; and a pod's */
 	const struct pod_interface *pod;
+	const union addr *next;
 	struct conn *c = NULL;
 	int r;
 
@@ -145,18 +206,15 @@ static __always_inline int speak(struct __sk_buff *skb, struct pkt *p)
 		r = hop(skb, p);
 		if (r)
 			return r;
+		again_to_pod(p, ifindex, there->ifindex, there->mac, there->host_mac);
 		return to_local(skb, p, there->ifindex, there->mac, there->host_mac);
 	}
 
 	mtu = too_big(skb, p);
 	if (mtu)
 		return answer_too_big(skb, p, mtu);
-	if (p->tunnel) {
-		r = hop(skb, p);
-		if (r)
-			return r;
-		return encap_to_node(skb, p);
-	}
+	if (p->tunnel)
+		return to_node(skb, p);
 
 	out = uplink_towards(skb, p->ipv6, &p->t.saddr, &p->t.daddr, c->ifindex);
 	/* Several uplinks, and the route leads to a device that is none of them: the host's own affair. */
@@ -177,17 +235,25 @@ static __always_inline int speak(struct __sk_buff *skb, struct pkt *p)
 		if (r)
 			return r;
 	}
-	return to_wire(skb, p, out,
-		       addr_zero(&p->node) ? &p->t.daddr : &p->node, p->ipv6,
-		       FORWARD_TO_NETWORK);
+	next = addr_zero(&p->node) ? &p->t.daddr : &p->node;
+	again_to_network(p, ifindex, next);
+	return to_wire(skb, p, out, next, p->ipv6, FORWARD_TO_NETWORK);
 }
 
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	struct pkt *p = begin(skb, HOOK_FROM_POD);
+	struct pkt *p = head(skb, HOOK_FROM_POD);
+	int reason;
 
-	return p ? finish(skb, p, speak(skb, p)) : TC_DROP;
+	if (!p)
+		return TC_DROP;
+	reason = go_on(skb, p);
+	if (reason == FORWARD_UNKNOWN) {
+		unknown(p);
+		reason = speak(skb, p);
+	}
+	return finish(skb, p, reason);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	FromNetdevMapAdvances          = "advances"
+	FromNetdevMapAgainSlots        = "again_slots"
 	FromNetdevMapBackends          = "backends"
 	FromNetdevMapClasses           = "classes"
 	FromNetdevMapConntrack         = "conntrack"
@@ -115,6 +116,7 @@ type FromNetdevProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromNetdevMapSpecs struct {
 	Advances        *ebpf.MapSpec `ebpf:"advances"`
+	AgainSlots      *ebpf.MapSpec `ebpf:"again_slots"`
 	Backends        *ebpf.MapSpec `ebpf:"backends"`
 	Classes         *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack       *ebpf.MapSpec `ebpf:"conntrack"`
@@ -189,6 +191,7 @@ func (o *FromNetdevObjects) Close() error {
 // It can be passed to LoadFromNetdevObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromNetdevMaps struct {
 	Advances        *ebpf.Map `ebpf:"advances"`
+	AgainSlots      *ebpf.Map `ebpf:"again_slots"`
 	Backends        *ebpf.Map `ebpf:"backends"`
 	Classes         *ebpf.Map `ebpf:"classes"`
 	Conntrack       *ebpf.Map `ebpf:"conntrack"`
@@ -219,6 +222,7 @@ type FromNetdevMaps struct {
 func (m *FromNetdevMaps) Close() error {
 	return _FromNetdevClose(
 		m.Advances,
+		m.AgainSlots,
 		m.Backends,
 		m.Classes,
 		m.Conntrack,

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	FromPodMapAdvances          = "advances"
+	FromPodMapAgainSlots        = "again_slots"
 	FromPodMapBackends          = "backends"
 	FromPodMapClasses           = "classes"
 	FromPodMapConntrack         = "conntrack"
@@ -115,6 +116,7 @@ type FromPodProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromPodMapSpecs struct {
 	Advances        *ebpf.MapSpec `ebpf:"advances"`
+	AgainSlots      *ebpf.MapSpec `ebpf:"again_slots"`
 	Backends        *ebpf.MapSpec `ebpf:"backends"`
 	Classes         *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack       *ebpf.MapSpec `ebpf:"conntrack"`
@@ -189,6 +191,7 @@ func (o *FromPodObjects) Close() error {
 // It can be passed to LoadFromPodObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromPodMaps struct {
 	Advances        *ebpf.Map `ebpf:"advances"`
+	AgainSlots      *ebpf.Map `ebpf:"again_slots"`
 	Backends        *ebpf.Map `ebpf:"backends"`
 	Classes         *ebpf.Map `ebpf:"classes"`
 	Conntrack       *ebpf.Map `ebpf:"conntrack"`
@@ -219,6 +222,7 @@ type FromPodMaps struct {
 func (m *FromPodMaps) Close() error {
 	return _FromPodClose(
 		m.Advances,
+		m.AgainSlots,
 		m.Backends,
 		m.Classes,
 		m.Conntrack,

@@ -260,6 +260,7 @@ func (w *world) reset() {
 		w.put(bpf.MapsMapDropBudgets, reason, budgets)
 	}
 	w.put(bpf.MapsMapNodes, bpf.AddrFrom(peer4), bpf.Node{})
+	w.moved() // and what programs remember of them
 	w.events()
 }
 
@@ -435,6 +436,7 @@ func (w *world) change(k bpf.FlowKey, c bpf.Conn) {
 	w.t.Helper()
 	for _, m := range w.tables() {
 		if err := m.Update(k, c, ebpf.UpdateExist); err == nil {
+			w.moved()
 			return
 		}
 	}
@@ -446,6 +448,7 @@ func (w *world) forget(k bpf.FlowKey) {
 	for _, m := range w.tables() {
 		_ = m.Delete(k)
 	}
+	w.moved()
 }
 
 // tables are all in which connections are.

@@ -342,6 +342,8 @@ static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 	__u8 flags = p->tcp_flags;
 
 	p->event_flags |= EVENT_DIRECTION_KNOWN | (p->reply ? EVENT_REPLY : 0);
+	p->lasting = p->allowed && p->interval != REPORT_EVERY_PACKET &&
+		     (c->flags & (CONN_SETTLED | CONN_CLOSING)) == CONN_SETTLED;
 	if (unlikely(!(c->flags & CONN_SETTLED))) {
 		bool answered = c->flags & CONN_ANSWERED;
 
@@ -380,6 +382,7 @@ static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 				p->refresh = true;
 			}
 		}
+		p->tcp_seen = *seen;
 	}
 	if (p->report)
 		c->reported = p->now;

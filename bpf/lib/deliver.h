@@ -22,19 +22,20 @@
  * Written straight into the frame: the kernel makes its headers ours to write
  * once, when the program begins, and a helper would ask for each write.
  */
-static __always_inline int hop(struct __sk_buff *skb, const struct pkt *p)
+static __always_inline int hop_at(struct __sk_buff *skb, const struct pkt *p,
+				  __u32 l3)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
 
 	if (p->ipv6) {
-		struct ipv6hdr *ip = data + ETH_HLEN;
+		struct ipv6hdr *ip = data + l3;
 
 		if ((void *)(ip + 1) > end)
 			return DROP_WRITE;
 		ip->hop_limit--;
 	} else {
-		struct iphdr *ip = data + ETH_HLEN;
+		struct iphdr *ip = data + l3;
 		__u32 sum;
 
 		if ((void *)(ip + 1) > end)
@@ -45,6 +46,11 @@ static __always_inline int hop(struct __sk_buff *skb, const struct pkt *p)
 		ip->check = sum + (sum >= 0xffff);
 	}
 	return 0;
+}
+
+static __always_inline int hop(struct __sk_buff *skb, const struct pkt *p)
+{
+	return hop_at(skb, p, ETH_HLEN);
 }
 
 /* To the pod behind the interface ifindex. hop() was done or is not due. */

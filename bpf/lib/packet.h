@@ -19,6 +19,22 @@
 /* Everything that VXLAN over IPv4 puts before the inner packet: IPv4, UDP, VXLAN, Ethernet. */
 #define ENCAP_LEN (sizeof(struct iphdr) + sizeof(struct udphdr) + VXLAN_LEN + ETH_HLEN)
 
+struct vxlanhdr {
+	__be32 flags;		/* 0x08000000: the VNI is valid */
+	__be32 vni;		/* upper 24 bits */
+};
+
+#define VXLAN_VNI_VALID 0x08000000
+
+struct encap {
+	struct iphdr ip;
+	struct udphdr udp;
+	struct vxlanhdr vxlan;
+	struct ethhdr eth;
+} __attribute__((packed));
+
+_Static_assert(sizeof(struct encap) == ENCAP_LEN, "encap");
+
 #define IP_MF 0x2000
 #define IP_DF 0x4000
 #define IP_OFFSET 0x1fff
@@ -79,8 +95,19 @@ struct question {
  * byte by byte, would see a new state in each combination of fields.
  */
 struct pkt {
+	/* What begin() fills in. */
 	__u32 target;		/* ifindex that it was redirected to; first, for the packet tests */
-	__u32 pad0;
+	int action;		/* what the program returns when the packet is not dropped */
+	__u32 len;		/* bytes of the frame as the hook saw it */
+	__u32 now;		/* tick */
+	__u32 generation;	/* of the verdict tables, read before any lookup */
+	__u32 addresses;	/* of settings, read before any lookup */
+	__u32 interval;		/* ticks between reports, or enum report_interval */
+	__u8 hook;
+	bool report;
+	bool ipv6;
+	__u8 pad0;
+	/* What unknown() makes zero. */
 	struct tuple t;		/* as the packet came */
 	struct flow_key key;	/* the connection's name */
 	struct quoted q;	/* with error */
@@ -92,17 +119,11 @@ struct pkt {
 	__u16 payload;		/* offset of what TCP or UDP carries */
 	__u16 pad;
 	__be32 fragment_id;
-	__u32 len;		/* bytes of the frame as the hook saw it */
 	__u32 src_identity;
 	__u32 dst_identity;
 	__u32 rules[2];		/* by enum side, that decided */
-	__u32 now;		/* tick */
-	__u32 generation;	/* of the verdict tables, read before any lookup */
-	__u32 addresses;	/* of settings, read before any lookup */
-	__u32 interval;		/* ticks between reports, or enum report_interval */
-	int action;		/* what the program returns when the packet is not dropped */
+	__u32 mtu;		/* of its way, as far as it was looked for */
 	__u16 endpoint;		/* the pod of this node that the report is about */
-	__u8 hook;
 	__u8 fragment;		/* enum fragment_kind */
 	__u8 tcp_flags;
 	__u8 icmp_type;
@@ -111,10 +132,8 @@ struct pkt {
 	__u8 ttl;
 	__u8 event_flags;
 	__u8 refused;		/* the drop that policy wants, or 0 */
-	bool ipv6;
 	bool error;		/* an ICMP error: carries the head of another packet */
 	bool nd;		/* neighbour discovery or multicast listener discovery */
-	bool report;
 	bool hi;		/* the source is `hi` in key */
 	bool reply;		/* goes against the connection's original direction */
 	bool related;		/* an error about a connection that we know */
@@ -124,6 +143,9 @@ struct pkt {
 	bool judged;		/* policy was asked, not only remembered */
 	bool ended;		/* an entry of key is in the table of all, and its connection is over */
 	bool stack;		/* the connection crosses the host's stack */
+	bool allowed;		/* by what the connection remembers, and nobody was asked */
+	bool lasting;		/* nothing of the connection changes with packets like this one: see again.h */
+	__u8 tcp_seen;		/* with lasting: all flags seen in its direction */
 };
 
 /* One packet is in hand at a time on a CPU in each hook. Private to each program; never pinned. */

@@ -371,6 +371,7 @@ static __always_inline int judged_here(struct pkt *p, struct conn *c,
 		return judged_anew(p, c, sender, receiver);
 	p->rules[0] = c->side[0].rule;
 	p->rules[1] = c->side[1].rule;
+	p->allowed = true;
 	return 0;
 }
 

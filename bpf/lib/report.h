@@ -20,26 +20,45 @@ static __always_inline __u64 now_ns(void)
 				   bpf_ktime_get_ns();
 }
 
-/* The first thing that a program does: a clean sheet. NULL cannot happen. */
-static __always_inline struct pkt *begin(struct __sk_buff *skb, __u8 hook)
+/*
+ * The first thing that a program does: a sheet with the head of struct pkt
+ * filled in. NULL cannot happen.
+ */
+static __always_inline struct pkt *head(struct __sk_buff *skb, __u8 hook)
 {
 	__u32 zero = 0;
 	struct settings *s = bpf_map_lookup_elem(&live_settings, &zero);
 	struct pkt *p = bpf_map_lookup_elem(&scratch, &zero);
 
-	if (!p)
+	if (!p || !s)
 		return NULL;
-	__builtin_memset(p, 0, sizeof(*p));
-	p->hook = hook;
+	p->target = 0;
 	p->action = TC_NEXT;
 	p->len = skb->len;
 	p->now = now_ns() >> 30;
-	if (s) {
-		/* In this order: the agent moves addresses on before the generation. */
-		p->generation = *(volatile __u32 *)&s->generation;
-		p->addresses = *(volatile __u32 *)&s->addresses;
-		p->interval = s->report_interval;
-	}
+	/* In this order: the agent moves addresses on before the generation. */
+	p->generation = *(volatile __u32 *)&s->generation;
+	p->addresses = *(volatile __u32 *)&s->addresses;
+	p->interval = s->report_interval;
+	p->hook = hook;
+	p->report = false;
+	return p;
+}
+
+/* The rest of the sheet is clean: the packet goes the whole way. */
+static __always_inline void unknown(struct pkt *p)
+{
+	p->ipv6 = false;
+	__builtin_memset(&p->t, 0, sizeof(*p) - offsetof(struct pkt, t));
+}
+
+/* A clean sheet. */
+static __always_inline struct pkt *begin(struct __sk_buff *skb, __u8 hook)
+{
+	struct pkt *p = head(skb, hook);
+
+	if (p)
+		unknown(p);
 	return p;
 }
 

@@ -22,22 +22,6 @@
 #define ECN_ECT0 2
 #define ECN_CE 3
 
-struct vxlanhdr {
-	__be32 flags;		/* 0x08000000: the VNI is valid */
-	__be32 vni;		/* upper 24 bits */
-};
-
-#define VXLAN_VNI_VALID 0x08000000
-
-struct encap {
-	struct iphdr ip;
-	struct udphdr udp;
-	struct vxlanhdr vxlan;
-	struct ethhdr eth;
-} __attribute__((packed));
-
-_Static_assert(sizeof(struct encap) == ENCAP_LEN, "encap");
-
 /* What may stand in a VNI. */
 static __always_inline bool wire_identity(__u32 identity)
 {
@@ -98,70 +82,97 @@ static __always_inline int encap_by_device(struct __sk_buff *skb, struct pkt *p,
 	return 0;
 }
 
-/* Sends a pod's packet to the node p->node. hop() was done. Returns a reason. */
-static __subprogram int encap_to_node(struct __sk_buff *skb, struct pkt *p)
+/*
+ * The header of the way to p->node, with lengths 0, and the uplink that leads
+ * there. 0: the device has to build it.
+ */
+static __always_inline __u32 encap_header(struct __sk_buff *skb,
+					  const struct pkt *p, struct encap *h)
 {
 	const union addr *node = &p->node;
-	__u32 vni = to_wire_identity(p->src_identity);
 	struct iphdr ip = {};
-	struct encap h = {};
+	__u32 hash, out;
 	union addr own;
-	__u32 len, hash, out;
-	int r;
 
-	p->event_flags |= EVENT_TUNNEL;
 	if (!encap_in_bpf || !have_redirect_neigh || !addr_is_ipv4(node))
-		goto device;
+		return 0;
 	own_addr(&own, false);
 	out = uplink_towards(skb, false, &own, node, 0);
 	if (!out)
-		goto device;
-
-	len = skb->len - ETH_HLEN;
+		return 0;
 	hash = bpf_get_hash_recalc(skb);
+	__builtin_memset(h, 0, sizeof(*h));
 	ip.version = 4;
 	ip.ihl = 5;
 	ip.tos = p->tos;	/* DSCP and, as RFC 6040 wants it, ECN as they are inside */
-	ip.tot_len = bpf_htons(len + ENCAP_LEN);
 	ip.frag_off = bpf_htons(IP_DF);
 	ip.ttl = 64;
 	ip.protocol = IPPROTO_UDP;
 	ip.saddr = node_ipv4.w[3];
 	ip.daddr = node->w[3];
 	ip.check = ip_checksum(&ip);
-	h.ip = ip;
-	h.udp.source = bpf_htons(0x8000 | ((hash ^ hash >> 16) & 0x7fff));
-	h.udp.dest = bpf_htons(tunnel_port);
-	h.udp.len = bpf_htons(len + ENCAP_LEN - sizeof(ip));
-	h.vxlan.flags = bpf_htonl(VXLAN_VNI_VALID);
-	h.vxlan.vni = bpf_htonl(vni << 8);
-	h.eth.h_dest[0] = 2;
-	h.eth.h_source[0] = 2;
-	h.eth.h_proto = p->ipv6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+	h->ip = ip;
+	h->udp.source = bpf_htons(0x8000 | ((hash ^ hash >> 16) & 0x7fff));
+	h->udp.dest = bpf_htons(tunnel_port);
+	h->vxlan.flags = bpf_htonl(VXLAN_VNI_VALID);
+	h->vxlan.vni = bpf_htonl(to_wire_identity(p->src_identity) << 8);
+	h->eth.h_dest[0] = 2;
+	h->eth.h_source[0] = 2;
+	h->eth.h_proto = p->ipv6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+	return out;
+}
 
-	/*
-	 * EALREADY: the frame came out of a tunnel itself. ENOTSUPP: a UDP
-	 * segment that this kernel cannot wrap. Nothing has changed then.
-	 */
+/*
+ * Puts a header with lengths 0 before the packet, takes a hop, and sends it.
+ * Returns a reason; or FORWARD_UNKNOWN: the kernel refuses, and nothing has
+ * changed. EALREADY: the frame came out of a tunnel itself. ENOTSUPP: a UDP
+ * segment that this kernel cannot wrap.
+ */
+static __always_inline int encap_send(struct __sk_buff *skb, struct pkt *p,
+				      const struct encap *h, __u32 out)
+{
+	__u32 len = p->len - ETH_HLEN + ENCAP_LEN, sum, i;
+	struct ethhdr *eth;
+	struct encap *to;
+	union addr node;
+	int r;
+
 	if (bpf_skb_adjust_room(skb, ENCAP_LEN, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 				BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
 				BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
 				BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) |
 				BPF_F_ADJ_ROOM_FIXED_GSO))
-		goto device;
-	if (bpf_skb_store_bytes(skb, ETH_HLEN, &h, sizeof(h), 0))
+		return FORWARD_UNKNOWN;
+	eth = (void *)(long)skb->data;
+	to = (void *)(eth + 1);
+	if ((void *)(to + 1) > (void *)(long)skb->data_end)
 		return DROP_WRITE;
-	if (p->ipv6) {
-		__be16 proto = bpf_htons(ETH_P_IP);
+	/* In large steps: the struct is packed, and the compiler would go byte by byte. */
+#pragma unroll
+	for (i = 0; i + 8 <= sizeof(*h); i += 8)
+		*(__u64 *)((void *)to + i) = *(__u64 *)((void *)h + i);
+	*(__u16 *)((void *)to + i) = *(__u16 *)((void *)h + i);
+	sum = (__u16)~h->ip.check + bpf_htons(len);
+	to->ip.check = ~(sum + (sum >> 16));
+	to->ip.tot_len = bpf_htons(len);
+	to->udp.len = bpf_htons(len - sizeof(to->ip));
+	eth->h_proto = bpf_htons(ETH_P_IP);
+	addr_set_ipv4(&node, h->ip.daddr);
+	r = hop_at(skb, p, ETH_HLEN + ENCAP_LEN);
+	if (r)
+		return r;
+	return to_wire(skb, p, out, &node, false, FORWARD_TO_TUNNEL);
+}
 
-		if (bpf_skb_store_bytes(skb, 12, &proto, 2, 0))
-			return DROP_WRITE;
-	}
-	return to_wire(skb, p, out, node, false, FORWARD_TO_TUNNEL);
+/* Takes a hop, and has the device send a pod's packet to p->node. Returns a reason. */
+static __always_inline int send_by_device(struct __sk_buff *skb, struct pkt *p)
+{
+	int r = hop(skb, p);
 
-device:
-	r = encap_by_device(skb, p, node, vni);
+	if (r)
+		return r;
+	r = encap_by_device(skb, p, &p->node, to_wire_identity(p->src_identity));
 	if (r)
 		return r;
 	p->target = overlay_ifindex;
