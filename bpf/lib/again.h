@@ -194,7 +194,7 @@ again_find(const struct pkt *p, const struct sight *s, const struct glimpse *g)
  * A slot for the packet at hand, which went the whole way, where what holds for
  * it holds for those that follow; or NULL. The caller fills in the way.
  */
-static __always_inline struct again *again_begin(const struct pkt *p,
+static __subprogram struct again *again_begin(struct pkt *p,
 						 __u32 from)
 {
 	__u32 l4 = ETH_HLEN + (p->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
@@ -225,7 +225,7 @@ static __always_inline struct again *again_begin(const struct pkt *p,
 }
 
 /* To a pod of this node. */
-static __always_inline void again_to_pod(const struct pkt *p, __u32 from,
+static __always_inline void again_to_pod(struct pkt *p, __u32 from,
 					 __u32 ifindex, const __u8 *mac,
 					 const __u8 *host_mac)
 {
@@ -243,7 +243,7 @@ static __always_inline void again_to_pod(const struct pkt *p, __u32 from,
 }
 
 /* Out of the only uplink as it is, towards next. */
-static __always_inline void again_to_network(const struct pkt *p, __u32 from,
+static __always_inline void again_to_network(struct pkt *p, __u32 from,
 					     const union addr *next)
 {
 	struct again *a;
@@ -260,7 +260,7 @@ static __always_inline void again_to_network(const struct pkt *p, __u32 from,
 }
 
 /* Into the tunnel by the header h, with lengths 0. */
-static __always_inline void again_to_node(const struct pkt *p, __u32 from,
+static __always_inline void again_to_node(struct pkt *p, __u32 from,
 					  const struct encap *h, __u32 hash)
 {
 	struct again *a;
