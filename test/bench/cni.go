@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -230,9 +231,10 @@ func cniFigures(ctx context.Context, log io.Writer, c *ours, g *ground) (figures
 // firstPlugin makes a single plugin's configuration out of a list, as a runtime does.
 func firstPlugin(conflist string) (string, error) {
 	var l struct {
-		CNIVersion string           `json:"cniVersion"`
-		Name       string           `json:"name"`
-		Plugins    []map[string]any `json:"plugins"`
+		CNIVersion  string           `json:"cniVersion"`
+		CNIVersions []string         `json:"cniVersions"`
+		Name        string           `json:"name"`
+		Plugins     []map[string]any `json:"plugins"`
 	}
 	if err := json.Unmarshal([]byte(conflist), &l); err != nil {
 		return "", fmt.Errorf("read the CNI configuration: %w", err)
@@ -241,7 +243,7 @@ func firstPlugin(conflist string) (string, error) {
 		return "", errors.New("the CNI configuration lists no plugin")
 	}
 	p := l.Plugins[0]
-	p["cniVersion"], p["name"] = l.CNIVersion, l.Name
+	p["cniVersion"], p["name"] = slices.Max(append(l.CNIVersions, l.CNIVersion)), l.Name
 	b, err := json.Marshal(p)
 	return string(b), err
 }
