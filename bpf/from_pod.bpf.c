@@ -54,8 +54,14 @@ static __always_inline __u32 piece(struct __sk_buff *skb, const struct pkt *p,
 /* Larger than the way allows: the MTU to tell, else 0. */
 static __always_inline __u32 too_big(struct __sk_buff *skb, struct pkt *p)
 {
-	__u32 len = piece(skb, p, p->payload), mtu = pod_mtu;
+	__u32 payload = p->payload, mtu = pod_mtu, len;
 	struct node *n;
+
+	/* The option of one beyond 64 KiB is in none of its pieces. */
+	if (unlikely(p->len > 0xffff) && p->ipv6 &&
+	    p->l4 == ETH_HLEN + sizeof(struct ipv6hdr) + JUMBO_LEN)
+		payload -= JUMBO_LEN;
+	len = piece(skb, p, payload);
 
 	if (p->tunnel && len <= ALWAYS_FITS) {
 		mtu = ALWAYS_FITS;

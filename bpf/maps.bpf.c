@@ -25,6 +25,7 @@ const enum hook *unused_hook __attribute__((unused));
 const enum mark *unused_mark __attribute__((unused));
 const enum reason *unused_reason __attribute__((unused));
 const enum endpoint_flags *unused_endpoint_flags __attribute__((unused));
+const enum device_flags *unused_device_flags __attribute__((unused));
 const enum peer_flags *unused_peer_flags __attribute__((unused));
 const enum flow_class *unused_flow_class __attribute__((unused));
 const enum flow_zone *unused_flow_zone __attribute__((unused));

@@ -104,6 +104,12 @@ type MapsDevice struct {
 	_     [4]byte
 }
 
+type MapsDeviceFlags uint32
+
+const (
+	MapsDeviceFlagsDEVICE_BIG_TCP MapsDeviceFlags = 1
+)
+
 type MapsDropBudget struct {
 	_    structs.HostLayout
 	Tick uint32
@@ -512,6 +518,7 @@ const (
 	MapsVarUnusedAdvanceSize    = "unused_advance_size"
 	MapsVarUnusedConnFlags      = "unused_conn_flags"
 	MapsVarUnusedConnLifetime   = "unused_conn_lifetime"
+	MapsVarUnusedDeviceFlags    = "unused_device_flags"
 	MapsVarUnusedEndpointFlags  = "unused_endpoint_flags"
 	MapsVarUnusedEvent          = "unused_event"
 	MapsVarUnusedEventFlags     = "unused_event_flags"
@@ -609,6 +616,7 @@ type MapsVariableSpecs struct {
 	UnusedAdvanceSize    *ebpf.VariableSpec `ebpf:"unused_advance_size"`
 	UnusedConnFlags      *ebpf.VariableSpec `ebpf:"unused_conn_flags"`
 	UnusedConnLifetime   *ebpf.VariableSpec `ebpf:"unused_conn_lifetime"`
+	UnusedDeviceFlags    *ebpf.VariableSpec `ebpf:"unused_device_flags"`
 	UnusedEndpointFlags  *ebpf.VariableSpec `ebpf:"unused_endpoint_flags"`
 	UnusedEvent          *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedEventFlags     *ebpf.VariableSpec `ebpf:"unused_event_flags"`
@@ -705,6 +713,7 @@ type MapsVariables struct {
 	UnusedAdvanceSize    *ebpf.Variable `ebpf:"unused_advance_size"`
 	UnusedConnFlags      *ebpf.Variable `ebpf:"unused_conn_flags"`
 	UnusedConnLifetime   *ebpf.Variable `ebpf:"unused_conn_lifetime"`
+	UnusedDeviceFlags    *ebpf.Variable `ebpf:"unused_device_flags"`
 	UnusedEndpointFlags  *ebpf.Variable `ebpf:"unused_endpoint_flags"`
 	UnusedEvent          *ebpf.Variable `ebpf:"unused_event"`
 	UnusedEventFlags     *ebpf.Variable `ebpf:"unused_event_flags"`

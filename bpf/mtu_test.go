@@ -170,11 +170,39 @@ func TestHopLimit(t *testing.T) {
 	})
 }
 
-// TestLargeSegment: IPv4 with total length 0, as the kernel has it beyond 64 KiB.
-func TestLargeSegment(t *testing.T) {
+// TestLengthLeftOut: only TCP beyond 64 KiB that is to be cut may leave its length out; what is shorter, or something
+// else, is malformed. The longer ones are in nstest: a test run takes no frame that large.
+func TestLengthLeftOut(t *testing.T) {
 	w := newWorld(t, nil)
-	p := fromA(podB4).with(func(p *packet) { p.payload = make([]byte, 3000) })
-	f := p.frame()
-	binary.BigEndian.PutUint16(f[16:], 0)
-	w.run("from_pod", f, func(c *context) { c.GSOSize, c.GSOSegs = 1400, 3 }).expect(t, bpf.MapsReasonFORWARD_TO_POD, redirect, nil)
+	gso := func(c *context) { c.GSOSize, c.GSOSegs = 1400, 3 }
+	length := func(f []byte, v6 bool) []byte {
+		if v6 {
+			f[14+4], f[14+5] = 0, 0
+		} else {
+			f[14+2], f[14+3] = 0, 0
+		}
+		return f
+	}
+	both(t, func(t *testing.T, v6 bool) {
+		w.t = t
+		p := fromA(pick(v6, podB4, podB6)).with(func(p *packet) { p.payload = make([]byte, 3000) })
+		udp := p.with(func(p *packet) { p.proto = protoUDP })
+		rows := map[string]packet{"tcp": p, "udp": udp}
+		if v6 {
+			jumbo := func(p *packet) {
+				p.next, p.ext = 0, []byte{p.proto, 0, 0xc2, 4, 0, 0, 0, 0}
+				binary.BigEndian.PutUint32(p.ext[4:], uint32(len(p.network())-40))
+			}
+			rows["tcp after the option"], rows["udp after the option"] = p.with(jumbo), udp.with(jumbo)
+		}
+		for name, p := range rows {
+			w.reset()
+			w.run("from_pod", length(p.frame(), v6)).expect(t, bpf.MapsReasonDROP_INVALID_PACKET, shot, nil)
+			w.run("from_pod", length(p.frame(), v6), gso).expect(t, bpf.MapsReasonDROP_INVALID_PACKET, shot, nil)
+			w.run("from_netdev", length(p.frame(), v6), gso).expect(t, bpf.MapsReasonDROP_INVALID_PACKET, shot, nil)
+			if t.Failed() {
+				t.Fatal(name)
+			}
+		}
+	})
 }

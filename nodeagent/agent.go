@@ -315,6 +315,7 @@ func (a *Agent) start(ctx context.Context, run func(string, func(context.Context
 		return watchAddresses(ctx, a.networkBell, a.Log.WithName("addresses"))
 	})
 	run("datapath", d.Run)
+	run("segment sizes", func(ctx context.Context) error { return set.FollowSegments(ctx, d.Resized()) })
 	run("conntrack", d.RunConntrackGC)
 	run("policies", a.policies.Remember)
 	a.events(d, run)

@@ -165,12 +165,13 @@ func (k *kernel) DropPodPolicy(id uint16) error {
 }
 
 // The rest of what endpoints need of a datapath.
-func (k *kernel) PodMTU() int                  { return 1450 }
-func (k *kernel) DeviceMTU() int               { return 1450 }
-func (k *kernel) SetPods([]datapath.Pod) error { return nil }
-func (k *kernel) AddPod(datapath.Pod) error    { return nil }
-func (k *kernel) RemovePod(uint16) error       { return nil }
-func (k *kernel) CheckPod(datapath.Pod) error  { return nil }
+func (k *kernel) PodMTU() int                      { return 1450 }
+func (k *kernel) DeviceMTU() int                   { return 1450 }
+func (k *kernel) MaxSegment() datapath.SegmentSize { return datapath.OrdinarySegments() }
+func (k *kernel) SetPods([]datapath.Pod) error     { return nil }
+func (k *kernel) AddPod(datapath.Pod) error        { return nil }
+func (k *kernel) RemovePod(uint16) error           { return nil }
+func (k *kernel) CheckPod(datapath.Pod) error      { return nil }
 
 // policed is an agent's policies on a node without interfaces.
 type policed struct {

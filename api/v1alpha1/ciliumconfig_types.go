@@ -168,6 +168,17 @@ type FlowsConfig struct {
 	Reporting FlowReporting `json:"reporting,omitempty"`
 }
 
+// BigTCP is whether TCP hands segments of more than 64 KiB from device to device.
+// +kubebuilder:validation:Enum=Auto;Off
+type BigTCP string
+
+const (
+	// BigTCPAuto does on nodes that route natively and whose uplinks all take such segments.
+	BigTCPAuto BigTCP = "Auto"
+	// BigTCPOff stays at 64 KiB.
+	BigTCPOff BigTCP = "Off"
+)
+
 // CiliumConfigSpec is every setting of the cluster's network.
 // +kubebuilder:validation:XValidation:rule="has(self.ipam) || !has(oldSelf.ipam)",fieldPath=".ipam",message="pools cannot be taken away: nodes hold prefixes of them"
 type CiliumConfigSpec struct {
@@ -210,6 +221,12 @@ type CiliumConfigSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self == 0 || self >= 1280",message="must be 0 (the smallest of the uplinks) or at least 1280"
 	// +optional
 	MTU int32 `json:"mtu,omitempty"`
+	// bigTCP is whether pods' TCP streams go in segments of up to 196608 bytes instead of 64 KiB, which costs half the
+	// work a byte: Auto unless said. Auto does it on a node that routes natively (routing.mode) and whose uplinks all
+	// take such segments; Off does not. A change is in force at once, and connections go on.
+	// +kubebuilder:default=Auto
+	// +optional
+	BigTCP BigTCP `json:"bigTCP,omitempty"`
 	// forbiddenKernelFeatures are not used even where the kernel has them; the fallback is.
 	// +kubebuilder:validation:MaxItems=16
 	// +listType=set

@@ -20,6 +20,10 @@
 #define NEXTHDR_DEST 60
 #define NEXTHDR_ICMP6 58
 
+/* The header that holds a jumbo option and nothing else. */
+#define JUMBO_LEN 8
+#define OPTION_JUMBO 0xc2
+
 /* linux/icmp.h wants a C library: the few numbers of it. */
 #define ICMP_ECHOREPLY 0
 #define ICMP_DEST_UNREACH 3
@@ -59,6 +63,45 @@ static __always_inline bool icmp4_is_error(__u8 type)
 {
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED ||
 	       type == ICMP_PARAMETERPROB || type == ICMP_SOURCE_QUENCH;
+}
+
+/*
+ * len bytes of IP, header included, may be a segment whose length no header
+ * can hold: TCP beyond 64 KiB, which the kernel cuts on its way to the wire,
+ * or a pod takes whole (BIG TCP). Nothing else may leave its length out.
+ */
+static __always_inline bool beyond_64k(const struct __sk_buff *skb, __u32 len)
+{
+	return skb->gso_size && len > 0xffff;
+}
+
+/*
+ * The same of IPv6, whose header says 0: before TCP the kernel puts an option
+ * with the length (RFC 2675) and takes it away when it cuts; newer kernels put
+ * none. proto and l4 are in and out. Returns the length of what follows the
+ * IPv6 header, or 0: it is as empty as it says.
+ */
+static __always_inline __u32 jumbo6(struct __sk_buff *skb, __u8 *proto,
+				    __u32 *l4)
+{
+	struct {
+		__u8 next, len, type, size;
+		__be32 payload;
+	} h;
+	__u32 len = skb->len - *l4;
+
+	if (!beyond_64k(skb, len))
+		return 0;
+	if (*proto == IPPROTO_TCP)
+		return len;
+	if (*proto != NEXTHDR_HOP || bpf_skb_load_bytes(skb, *l4, &h, sizeof(h)))
+		return 0;
+	if (h.next != IPPROTO_TCP || h.len || h.type != OPTION_JUMBO ||
+	    h.size != sizeof(h.payload) || h.payload != bpf_htonl(len))
+		return 0;
+	*proto = h.next;
+	*l4 += sizeof(h);
+	return len;
 }
 
 /* The name of an ICMP message: echo by identifier, others by type and code. */
@@ -256,8 +299,9 @@ static __always_inline int parse(struct __sk_buff *skb, struct pkt *p, __u32 l3)
 
 		if (ip->version != 4 || ip->ihl < 5)
 			return DROP_INVALID_PACKET;
-		/* 0 is legal for a segment beyond 64 KiB on its way to be cut. */
-		if (!len && skb->gso_size)
+		if (unlikely(!len) && ip->protocol == IPPROTO_TCP &&
+		    !(frag & (IP_MF | IP_OFFSET)) &&
+		    beyond_64k(skb, skb->len - l3))
 			len = skb->len - l3;
 		if (len < ip->ihl * 4 || l3 + len > skb->len)
 			return DROP_INVALID_PACKET;
@@ -288,12 +332,6 @@ static __always_inline int parse(struct __sk_buff *skb, struct pkt *p, __u32 l3)
 		if (ip->version != 6)
 			return DROP_INVALID_PACKET;
 		len = bpf_ntohs(ip->payload_len);
-		/* 0: a jumbogram, whose length an option tells (RFC 2675). */
-		if (!len && ip->nexthdr != IPPROTO_NONE)
-			len = skb->len - l3 - sizeof(*ip);
-		if (l3 + sizeof(*ip) + len > skb->len)
-			return DROP_INVALID_PACKET;
-		l3_end = l3 + sizeof(*ip) + len;
 		__builtin_memcpy(&p->t.saddr, &ip->saddr, 16);
 		__builtin_memcpy(&p->t.daddr, &ip->daddr, 16);
 		p->ipv6 = true;
@@ -304,6 +342,11 @@ static __always_inline int parse(struct __sk_buff *skb, struct pkt *p, __u32 l3)
 		/* An IPv4 address in IPv6 clothes would be taken for the IPv4 one. */
 		if (addr_is_ipv4(&p->t.saddr) || addr_is_ipv4(&p->t.daddr))
 			return DROP_MARTIAN;
+		if (unlikely(!len))
+			len = jumbo6(skb, &proto, &l4);
+		l3_end = l3 + sizeof(*ip) + len;
+		if (l3_end > skb->len)
+			return DROP_INVALID_PACKET;
 		r = skip_extensions(skb, p, &proto, &l4);
 		if (r)
 			return r;

@@ -137,6 +137,9 @@ static __always_inline int encap_send(struct __sk_buff *skb, struct pkt *p,
 	union addr node;
 	int r;
 
+	/* Beyond 64 KiB with the header (BIG TCP): the kernel cuts it in front of the device. */
+	if (unlikely(len > 0xffff))
+		return FORWARD_UNKNOWN;
 	if (bpf_skb_adjust_room(skb, ENCAP_LEN, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
 				BPF_F_ADJ_ROOM_ENCAP_L4_UDP |

@@ -116,12 +116,16 @@ struct node {
 	__u32 mtu_expires;	/* tick */
 };
 
+enum device_flags {
+	DEVICE_BIG_TCP = 1 << 0,	/* the agent raised its segment size; no program asks */
+};
+
 /* An uplink: what packets that leave by it look like. */
 struct device {
 	union addr ipv4;	/* source of masqueraded IPv4; zero: none */
 	union addr ipv6;
 	__u8 mac[6];
-	__u16 flags;
+	__u16 flags;		/* enum device_flags */
 	__u32 mtu;
 };
 

@@ -132,6 +132,7 @@ type options struct {
 	severalUplinks bool // uplink_ifindex 0: ask the routes
 	noMasquerade   bool
 	onLink         bool // the programs know the wire's prefixes
+	bigTCP         bool // after the rest, segments of more than 64 KiB
 	podMTU         int  // 0: what fits
 	deviceMTU      int  // of the pods' devices, where it is not podMTU
 }

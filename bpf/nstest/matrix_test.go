@@ -107,19 +107,22 @@ func matrix(t *testing.T, opts options) {
 	case unpacked == 0 || byDevice != 0:
 		t.Errorf("%d packets unpacked by the program, %d by the device", unpacked, byDevice)
 	}
+	if opts.bigTCP {
+		t.Run("BIG TCP", l.bigTCP)
+	}
 	if t.Failed() {
 		l.dump()
 	}
 }
 
-func TestTunnel(t *testing.T)          { matrix(t, options{onLink: true}) }
+func TestTunnel(t *testing.T)          { matrix(t, options{onLink: true, bigTCP: true}) }
 func TestTunnelByDevice(t *testing.T)  { matrix(t, options{device: true}) }
 func TestTunnelOverIPv6(t *testing.T)  { matrix(t, options{underlay6: true}) }
-func TestNative(t *testing.T)          { matrix(t, options{native: true, onLink: true}) }
+func TestNative(t *testing.T)          { matrix(t, options{native: true, onLink: true, bigTCP: true}) }
 func TestNoMasquerade(t *testing.T)    { matrix(t, options{noMasquerade: true}) }
 func TestNoRedirectPeer(t *testing.T)  { matrix(t, options{noRedirectPeer: true}) }
 func TestNoRedirectNeigh(t *testing.T) { matrix(t, options{noNeigh: true, device: true}) }
 func TestNoNeighNative(t *testing.T) {
-	matrix(t, options{noNeigh: true, native: true, noRedirectPeer: true})
+	matrix(t, options{noNeigh: true, native: true, noRedirectPeer: true, bigTCP: true})
 }
 func TestSeveralUplinks(t *testing.T) { matrix(t, options{severalUplinks: true}) }

@@ -85,9 +85,13 @@ func (d *Datapath) configure(ctx context.Context) error {
 	if err := d.maps.writeSettings(func(s *bpf.Settings) { s.ReportInterval = interval }); err != nil {
 		return err
 	}
+	if err := d.sizeUplinks(cfg, uplinks); err != nil {
+		return err
+	}
 	if err := d.setDevices(uplinks); err != nil {
 		return err
 	}
+	d.raiseUplinks(uplinks)
 	if err := ctx.Err(); err != nil {
 		return err
 	}

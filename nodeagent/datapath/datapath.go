@@ -111,6 +111,11 @@ type Datapath struct {
 	encap bool
 	// stack is true where the host's stack forwards what the programs cannot redirect.
 	stack bool
+	// decided is the segment size that uplinks are to take, maxSegment the one that pods' devices are; resized tells
+	// when it turned. bigTCP says why.
+	decided, maxSegment SegmentSize
+	resized             chan struct{}
+	bigTCP              Feature
 	// forwardNote says how the FORWARD chain was dealt with; "" where the stack path is not in use.
 	forwardNote string
 	// forwardAway: there is no rule of ours.
@@ -204,6 +209,7 @@ func assemble(opts Options, k *kernel, m *mapSet) *Datapath {
 		services:   delta.New(&mapStore[bpf.ServiceKey, bpf.Service]{m, bpf.MapsMapServices}),
 		backends:   delta.New(&mapStore[bpf.BackendKey, bpf.Backend]{m, bpf.MapsMapBackends}),
 		policy:     newPolicyWriter(m),
+		resized:    make(chan struct{}, 1),
 		gc:         newCollector(),
 		churn:      churn{calm: calmTime, changed: make(chan struct{}, 1)},
 	}
@@ -255,6 +261,9 @@ func (d *Datapath) Features() []Feature {
 				out[i].Using = "not in use: native routing"
 			}
 		}
+	}
+	if d.bigTCP.Name != "" {
+		out = append(out, d.bigTCP)
 	}
 	if d.forwardNote != "" {
 		out = append(out, Feature{Name: "ForwardRule", Outcome: Supported, Using: d.forwardNote})

@@ -43,6 +43,9 @@ type uplink struct {
 	device
 	mac net.HardwareAddr
 	mtu int
+	segments
+	// raised: it was, or is to be, made to take larger segments by us.
+	raised bool
 	// ipv4 and ipv6 are the sources of masqueraded packets; invalid: none of the family.
 	ipv4, ipv6 netip.Addr
 }
@@ -162,6 +165,8 @@ func describe(l netlink.Link, cfg Config) (uplink, error) {
 		device: device{l.Attrs().Name, l.Attrs().Index},
 		mac:    l.Attrs().HardwareAddr,
 		mtu:    l.Attrs().MTU,
+
+		segments: segmentsOf(l),
 	}
 	addrs, err := addrList(l)
 	if err != nil {
@@ -191,6 +196,9 @@ func describe(l netlink.Link, cfg Config) (uplink, error) {
 func (u uplink) entry() bpf.Device {
 	e := bpf.Device{Ipv4: bpf.AddrFrom(u.ipv4), Ipv6: bpf.AddrFrom(u.ipv6), Mtu: uint32(u.mtu)}
 	copy(e.Mac[:], u.mac)
+	if u.raised {
+		e.Flags = uint16(bpf.MapsDeviceFlagsDEVICE_BIG_TCP)
+	}
 	return e
 }
 

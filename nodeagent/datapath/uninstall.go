@@ -16,7 +16,7 @@ import (
 )
 
 // Uninstall removes every kernel object of ours on this node: links, filters, socket programs, routes, neighbours,
-// the FORWARD rule, the VXLAN device, and the pins. Pods' interfaces are the pods' and stay. So does ip_forward, for
+// the FORWARD rule, the VXLAN device, and the pins; uplinks take segments of the ordinary size. Pods' interfaces are the pods' and stay. So does ip_forward, for
 // we cannot know who else needs it by now. What is gone already is no error; all is tried, and errors are joined.
 func Uninstall(opts Options) error {
 	folder := Folder(opts.BPFFS)
@@ -31,7 +31,7 @@ func Uninstall(opts Options) error {
 			errs = append(errs, removePermanentNeighbours(l))
 		}
 	}
-	errs = append(errs, removeAllRoutes())
+	errs = append(errs, removeAllRoutes(), putUplinksBack(folder))
 	errs = append(errs, removeForwardRule(), removeOverlay(), removeFolder(folder))
 	return errors.Join(errs...)
 }

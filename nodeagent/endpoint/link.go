@@ -22,6 +22,7 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/ipam"
+	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
 )
 
 const (
@@ -96,6 +97,10 @@ func inNetns(netns *os.File, fn func() error) error {
 func makeVeth(e *Endpoint, netns *os.File) (ifindex int, err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = e.Interface, e.DeviceMTU, net.HardwareAddr(e.HostMAC[:])
+	if e.big() {
+		v4, v6 := uint32(e.segment.IPv4), uint32(e.segment.IPv6)
+		attrs.GSOMaxSize, attrs.GROMaxSize, attrs.GSOIPv4MaxSize, attrs.GROIPv4MaxSize = v6, v6, v4, v4
+	}
 	veth := &netlink.Veth{
 		LinkAttrs: attrs, PeerName: e.IfName, PeerMTU: uint32(e.DeviceMTU), PeerTxQLen: -1,
 		PeerHardwareAddr: net.HardwareAddr(e.MAC[:]), PeerNamespace: netlink.NsFd(netns.Fd()),
@@ -154,6 +159,11 @@ func (p *podEnd) configure() error {
 	for _, s := range p.sysctls() {
 		if err := writeSysctl(p.procSysNet, s[0], s[1]); err != nil {
 			return err
+		}
+	}
+	if p.e.big() {
+		if err := datapath.SetSegmentSize(link.Attrs().Index, p.e.segment); err != nil {
+			return fmt.Errorf("%s in the pod: %w", p.e.IfName, err)
 		}
 	}
 	for _, ip := range p.e.Addresses() {

@@ -63,6 +63,8 @@ type Endpoint struct {
 	Created time.Time          `json:"created"`
 	// BootID is the boot in which all this is true.
 	BootID string `json:"bootID"`
+	// segment is the size with which both ends of the pair are made; not kept, the datapath knows what is due.
+	segment datapath.SegmentSize
 }
 
 // MAC is a hardware address that reads well in JSON.

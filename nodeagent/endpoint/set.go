@@ -45,6 +45,7 @@ var (
 type Datapath interface {
 	PodMTU() int
 	DeviceMTU() int
+	MaxSegment() datapath.SegmentSize
 	SetPods([]datapath.Pod) error
 	AddPod(datapath.Pod) error
 	RemovePod(id uint16) error
@@ -105,6 +106,8 @@ type Set struct {
 	byName map[cni.Attachment]*Endpoint
 	busy   map[cni.Attachment]chan struct{} // closed when the transaction ends
 	lastID uint16
+	// again tells FollowSegments to go round once more.
+	again chan struct{}
 }
 
 // step is a point of a transaction at which a test lets the agent fail or die.
@@ -133,6 +136,7 @@ func newSet(o Options, hook func(step) error) (*Set, error) {
 		byID:    map[uint16]*Endpoint{},
 		byName:  map[cni.Attachment]*Endpoint{},
 		busy:    map[cni.Attachment]chan struct{}{},
+		again:   make(chan struct{}, 1),
 	}
 	if err := os.MkdirAll(s.records.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("endpoint records: %w", err)
@@ -220,6 +224,7 @@ func (s *Set) Add(ctx context.Context, a cni.Attachment, pod cni.Pod, netnsPath 
 	e := &Endpoint{
 		Attachment: a, Pod: pod, Netns: netnsPath, Interface: InterfaceName(a), MAC: newMAC(), HostMAC: newMAC(),
 		MTU: mtu, DeviceMTU: s.Datapath.DeviceMTU(), Identity: identity.Pending, State: Creating, Created: time.Now().UTC(), BootID: s.BootID,
+		segment: s.Datapath.MaxSegment(),
 	}
 	who, err := s.Identify(ctx, pod)
 	if err != nil {
@@ -265,6 +270,9 @@ func (s *Set) Add(ctx context.Context, a cni.Attachment, pod cni.Pod, netnsPath 
 		return nil, err
 	}
 	s.put(&done)
+	if s.Datapath.MaxSegment() != e.segment { // it turned meanwhile, and who goes round may have passed by
+		s.ringResize()
+	}
 	if err := s.step(stepCommitted); err != nil {
 		return nil, err
 	}

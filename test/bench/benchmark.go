@@ -30,6 +30,8 @@ var limits = map[string]bars{
 	"two nodes, native":          {"rr": 0.88, "crr": 0.86, "stream": 0.92},
 	"ClusterIP":                  {"crr": 0.97},
 	"two nodes, VXLAN, segments": {"stream": 1.1},
+	"same node, BIG TCP":         {"stream": 1.6},
+	"two nodes, native, BIG TCP": {"stream": 1.6},
 }
 
 func benchmark(ctx context.Context, o options) (err error) {
@@ -105,7 +107,7 @@ func benchmark(ctx context.Context, o options) (err error) {
 		figures = append(figures, f...)
 	}
 	vxlan := shape{name: "two nodes, VXLAN", client: clientPod, server: other, dst: other.ips["4"]}
-	if want("cross") || want("cut") {
+	if want("cross") || want("cut") || want("bigtcp") {
 		if err := c.wire(ctx); err != nil {
 			return err
 		}
@@ -136,6 +138,13 @@ func benchmark(ctx context.Context, o options) (err error) {
 		if err := c.configure(ctx, `{"spec":{"routing":{"mode":"VXLAN"}}}`); err != nil {
 			return err
 		}
+	}
+	if want("bigtcp") {
+		f, err := bigTCPFigures(ctx, log, c, g, pair, o.rounds, o.millis)
+		if err != nil {
+			return err
+		}
+		figures = append(figures, f...)
 	}
 	if want("cut") {
 		h := &ground{run: g.run + "c", dir: filepath.Join(g.dir, "cut"), cni: g.cni, like: g.like}

@@ -44,7 +44,7 @@ func start(args []string) error {
 	fs.StringVar(&o.testCluster, "test-cluster", os.Getenv("TEST_CLUSTER"), "the test-cluster binary")
 	fs.StringVar(&o.kinds, "kinds", "rr,crr,rr-cross,crr-cross,udp,stream", "what is measured between shapes")
 	fs.StringVar(&o.cluster, "name", "bench", "name of the cluster that is made for it")
-	fs.StringVar(&o.only, "only", "", "some parts: same, cross, cut, cni, memory, programs, flows, policy, enforced; empty: all")
+	fs.StringVar(&o.only, "only", "", "some parts: same, cross, bigtcp, cut, cni, memory, programs, flows, policy, enforced; empty: all")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}

@@ -110,7 +110,52 @@ func matrix(t *testing.T, c *cluster) {
 			setup.run(t, m.name, 1)
 		})
 	}
+	t.Run("big-TCP", setup.bigTCP)
 	c.nodesReachOneAnother(t)
+}
+
+// bigTCP switches it off and on again while a pod asks for much: every pod's interface and the report must follow, and
+// the connections go on. The underlay takes larger segments, and routing is native.
+func (s *matrixSetup) bigTCP(t *testing.T) {
+	var much []target
+	for family, addr := range s.rows[1].addresses {
+		much = append(much, question("other node v"+family, "tcp", addr, 32<<20))
+	}
+	for _, step := range []struct {
+		patch, outcome string
+		size           int
+	}{{"Auto", "Supported", 196608}, {"Off", "Forbidden", 65536}, {"Auto", "Supported", 196608}} {
+		asked := make(chan []result)
+		go func() { asked <- s.c.ask(t, matrixNamespace, "client", much, 1) }()
+		s.c.setMode(t, mode{"BIG TCP " + step.patch, `{"spec":{"bigTCP":"` + step.patch + `"}}`})
+		for _, r := range <-asked {
+			if !r.OK {
+				fault(t, "while BIG TCP becomes %s: %s: %s", step.patch, r.Name, r.Error)
+			}
+		}
+		eventually(t, "BIG TCP "+step.patch, 30*time.Second, func() error {
+			out, err := s.c.Kubectl(t.Context(), nil, "get", "ciliumnodereports", "-o",
+				`jsonpath={range .items[*]}{.status.kernel.features[?(@.name=="BigTCP")].outcome} {.status.kernel.features[?(@.name=="BigTCP")].using}{"\n"}{end}`)
+			if err != nil {
+				return err
+			}
+			if n := strings.Count(out, step.outcome); n != len(s.c.Nodes) {
+				return fmt.Errorf("%s on %d nodes:\n%s", step.outcome, n, out)
+			}
+			for _, n := range s.c.Nodes {
+				out, err := s.c.OnNode(t.Context(), n.Name, "ip", "-d", "-o", "link", "show", "type", "veth")
+				if err != nil {
+					return err
+				}
+				for line := range strings.Lines(out) {
+					if strings.Contains(line, ": kc") && !strings.Contains(line, fmt.Sprintf(" gso_max_size %d ", step.size)) {
+						return fmt.Errorf("%s: %s", n.Name, line)
+					}
+				}
+			}
+			return nil
+		})
+	}
 }
 
 // nodesReachOneAnother waits until every agent has reached every address of every other node in both ways.

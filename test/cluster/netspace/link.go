@@ -65,11 +65,37 @@ func (e End) bringUp() error {
 		if err := netlink.LinkSetMaster(link, bridge); err != nil {
 			return err
 		}
+		// A bridge takes what its ports can, from the first on.
+		if err := takeSegments(bridge, bigSegment); err != nil {
+			return err
+		}
+	}
+	if err := takeSegments(link, bigSegment); err != nil {
+		return err
 	}
 	if err := setAddresses(link, e.Addresses); err != nil {
 		return err
 	}
 	return netlink.LinkSetUp(link)
+}
+
+const (
+	ordinarySegment = 65536
+	bigSegment      = 196608
+)
+
+// takeSegments says how large a segment a device takes whole, of either
+// family. All devices of the underlay take what BIG TCP sends: one that did
+// not would have the kernel cut it.
+func takeSegments(link netlink.Link, size int) error {
+	for _, set := range []func(netlink.Link, int) error{
+		netlink.LinkSetGSOMaxSize, netlink.LinkSetGSOIPv4MaxSize, netlink.LinkSetGROMaxSize, netlink.LinkSetGROIPv4MaxSize,
+	} {
+		if err := set(link, size); err != nil {
+			return fmt.Errorf("segments of %d bytes: %w", size, err)
+		}
+	}
+	return nil
 }
 
 // Bridge makes a bridge with addresses in the namespace.
@@ -166,7 +192,11 @@ func CutSegments(space, device string, aggregate bool) error {
 		if err != nil {
 			return fmt.Errorf("cut segments at %s in %s: %w: %s", device, space, err, out)
 		}
-		return nil
+		link, err := netlink.LinkByName(device)
+		if err != nil {
+			return err
+		}
+		return takeSegments(link, ordinarySegment)
 	})
 }
 

@@ -35,6 +35,8 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: maskSize
       type:
         scalar: numeric
+- name: com.github.kube-cilium.kube-cilium.api.v1alpha1.BigTCP
+  scalar: string
 - name: com.github.kube-cilium.kube-cilium.api.v1alpha1.CiliumConfig
   map:
     fields:
@@ -57,6 +59,10 @@ var schemaYAML = typed.YAMLObject(`types:
 - name: com.github.kube-cilium.kube-cilium.api.v1alpha1.CiliumConfigSpec
   map:
     fields:
+    - name: bigTCP
+      type:
+        namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.BigTCP
+      default: Auto
     - name: clusterName
       type:
         scalar: string

@@ -28,6 +28,10 @@ type CiliumConfigSpecApplyConfiguration struct {
 	Devices []string `json:"devices,omitempty"`
 	// mtu of the underlay in bytes; 0 means the smallest of the uplinks.
 	MTU *int32 `json:"mtu,omitempty"`
+	// bigTCP is whether pods' TCP streams go in segments of up to 196608 bytes instead of 64 KiB, which costs half the
+	// work a byte: Auto unless said. Auto does it on a node that routes natively (routing.mode) and whose uplinks all
+	// take such segments; Off does not. A change is in force at once, and connections go on.
+	BigTCP *apiv1alpha1.BigTCP `json:"bigTCP,omitempty"`
 	// forbiddenKernelFeatures are not used even where the kernel has them; the fallback is.
 	ForbiddenKernelFeatures []apiv1alpha1.KernelFeature `json:"forbiddenKernelFeatures,omitempty"`
 }
@@ -101,6 +105,14 @@ func (b *CiliumConfigSpecApplyConfiguration) WithDevices(values ...string) *Cili
 // If called multiple times, the MTU field is set to the value of the last call.
 func (b *CiliumConfigSpecApplyConfiguration) WithMTU(value int32) *CiliumConfigSpecApplyConfiguration {
 	b.MTU = &value
+	return b
+}
+
+// WithBigTCP sets the BigTCP field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the BigTCP field is set to the value of the last call.
+func (b *CiliumConfigSpecApplyConfiguration) WithBigTCP(value apiv1alpha1.BigTCP) *CiliumConfigSpecApplyConfiguration {
+	b.BigTCP = &value
 	return b
 }
 

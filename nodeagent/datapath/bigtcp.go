@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/bpf"
+)
+
+const (
+	// ordinarySegment is the kernel's default of gso_max_size and gro_max_size, bytes.
+	ordinarySegment = 65536
+	// bigSegment is what BIG TCP asks for: beyond it one stream gains nothing.
+	bigSegment = 196608
+	// kindPhysical is the netlink kind of a device that a driver of hardware made: none.
+	kindPhysical = "device"
+)
+
+// segments are what a device says of the largest segment that it takes whole, in bytes.
+type segments struct {
+	physical bool
+	// tso is what its driver can be asked for; gso what the stack may hand to it now, of IPv6 and IPv4; 0: the kernel
+	// does not tell (tso: before Linux 5.19, gso of IPv4: before 6.3).
+	tso, gso, gso4 int
+}
+
+func segmentsOf(l netlink.Link) segments {
+	a := l.Attrs()
+	return segments{l.Type() == kindPhysical, int(a.TSOMaxSize), int(a.GSOMaxSize), int(a.GSOIPv4MaxSize)}
+}
+
+// take is true of a device that may be handed such segments.
+func (s segments) take(size SegmentSize) bool { return s.gso >= size.IPv6 && s.gso4 >= size.IPv4 }
+
+// SegmentSize is the largest segment of each family that a device takes whole, in bytes.
+type SegmentSize struct{ IPv4, IPv6 int }
+
+// OrdinarySegments is the kernel's default.
+func OrdinarySegments() SegmentSize { return SegmentSize{ordinarySegment, ordinarySegment} }
+
+func (s SegmentSize) String() string {
+	if s.IPv4 == s.IPv6 {
+		return fmt.Sprintf("%d bytes", s.IPv4)
+	}
+	return fmt.Sprintf("%d bytes of IPv4, %d of IPv6", s.IPv4, s.IPv6)
+}
+
+// SetSegmentSize sets in one message how large a segment the stack may hand to a device, and may put together of what
+// the device received. The device is one of the calling thread's namespace.
+func SetSegmentSize(ifindex int, size SegmentSize) error {
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(ifindex)
+	req.AddData(msg)
+	for attr, n := range map[int]int{
+		unix.IFLA_GSO_MAX_SIZE: size.IPv6, unix.IFLA_GRO_MAX_SIZE: size.IPv6,
+		unix.IFLA_GSO_IPV4_MAX_SIZE: size.IPv4, unix.IFLA_GRO_IPV4_MAX_SIZE: size.IPv4,
+	} {
+		req.AddData(nl.NewRtAttr(attr, nl.Uint32Attr(uint32(n))))
+	}
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("set the segment size to %s: %w", size, err)
+	}
+	return nil
+}
+
+// decideSegments is how large the segments are that pods' devices take whole, and how that came; err is that of a
+// kernel or a configuration that rules BIG TCP out. stack: the host's stack forwards what programs cannot redirect.
+func decideSegments(cfg Config, uplinks []uplink, stack bool) (_ SegmentSize, why string, err error) {
+	const ordinary = "segments of 64 KiB"
+	ordinarySegment, size := OrdinarySegments(), bigSegment
+	switch {
+	case cfg.BigTCP == v1alpha1.BigTCPOff:
+		return ordinarySegment, ordinary, ErrForbidden
+	case cfg.Mode != v1alpha1.RoutingNative:
+		return ordinarySegment, ordinary + ": no larger one fits into the tunnel (routing.mode is " + string(cfg.Mode) + ")", nil
+	case len(uplinks) == 0:
+		return ordinarySegment, ordinary + ": there is no uplink", nil
+	}
+	for _, u := range uplinks {
+		s := u.segments
+		switch {
+		case s.tso == 0 || s.gso4 == 0:
+			return ordinarySegment, ordinary, fmt.Errorf("%w: gso_ipv4_max_size (Linux 6.3)", ErrNotSupported)
+		case s.physical && s.tso <= ordinarySegment.IPv4:
+			return ordinarySegment, fmt.Sprintf("%s: the driver of %s takes no more than %d bytes at once (tso_max_size)", ordinary, u.name, s.tso), nil
+		case s.physical:
+			size = min(size, s.tso)
+		case min(s.gso, s.gso4) <= ordinarySegment.IPv4:
+			return ordinarySegment, fmt.Sprintf("%s: %s hands frames on to devices that this node does not see; raise its "+
+				"gso_max_size and gso_ipv4_max_size to %d where all of them take that", ordinary, u.name, bigSegment), nil
+		default:
+			size = min(size, s.gso, s.gso4)
+		}
+	}
+	big := SegmentSize{size, size}
+	// The stack forwards no IPv6 segment with a jumbo option: it counts the option into each piece (ip6_pkt_too_big).
+	if stack || len(uplinks) > 1 {
+		big.IPv6 = ordinarySegment.IPv6
+		return big, "segments of " + big.String() + ": the host's stack, which may have to forward here, does not forward larger ones of IPv6", nil
+	}
+	return big, "segments of " + big.String(), nil
+}
+
+// sizeUplinks decides and marks the uplinks that are to be raised. Those that we raised and should not be any longer
+// are put back at once, as long as it is known that it was us; who is to be raised is, after it is written down.
+func (d *Datapath) sizeUplinks(cfg Config, uplinks []uplink) error {
+	known, err := d.devices.Actual()
+	if err != nil {
+		return err
+	}
+	size, why, ruledOut := decideSegments(cfg, uplinks, d.stack)
+	d.bigTCP = Feature{Name: "BigTCP", Outcome: Supported, Using: why, Err: ruledOut}
+	switch {
+	case errors.Is(ruledOut, ErrForbidden):
+		d.bigTCP.Outcome = Forbidden
+	case ruledOut != nil:
+		d.bigTCP.Outcome = Unsupported
+	}
+	d.decided = size
+	there := map[uint32]bool{}
+	for i := range uplinks {
+		u := &uplinks[i]
+		there[uint32(u.index)] = true
+		u.raised = raisedByUs(known[uint32(u.index)])
+		switch {
+		case size == OrdinarySegments() && u.raised:
+			if err := SetSegmentSize(u.index, size); err != nil {
+				return fmt.Errorf("%s: %w", u.name, err)
+			}
+			u.raised = false
+		case !u.take(size):
+			u.raised = true
+		}
+	}
+	for index, dev := range known {
+		if there[index] || !raisedByUs(dev) {
+			continue
+		}
+		if err := SetSegmentSize(int(index), OrdinarySegments()); err != nil && !vanished(err) {
+			return fmt.Errorf("former uplink %d: %w", index, err)
+		}
+	}
+	return nil
+}
+
+// raiseUplinks comes after setDevices. An uplink that refuses leaves pods with what they have: frames that are too
+// large for it the kernel cuts.
+func (d *Datapath) raiseUplinks(uplinks []uplink) {
+	for _, u := range uplinks {
+		if !u.raised || u.take(d.decided) {
+			continue
+		}
+		if err := SetSegmentSize(u.index, d.decided); err != nil {
+			d.decided = OrdinarySegments()
+			d.bigTCP.Using = fmt.Sprintf("segments of 64 KiB: %s refuses: %v", u.name, err)
+			break
+		}
+	}
+	if d.maxSegment == d.decided {
+		return
+	}
+	d.maxSegment = d.decided
+	select {
+	case d.resized <- struct{}{}:
+	default:
+	}
+}
+
+func raisedByUs(dev bpf.Device) bool {
+	return dev.Flags&uint16(bpf.MapsDeviceFlagsDEVICE_BIG_TCP) != 0
+}
+
+// MaxSegment is what both ends of a pod's interface are to take whole; zero before Configure.
+func (d *Datapath) MaxSegment() SegmentSize {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.maxSegment
+}
+
+// Resized tells when MaxSegment has turned; also once after a start. There is one listener.
+func (d *Datapath) Resized() <-chan struct{} { return d.resized }
+
+// putUplinksBack is for uninstall: uplinks that an agent raised, as the pinned table knows them.
+func putUplinksBack(folder string) error {
+	var errs []error
+	for _, l := range layouts() {
+		if l.name != bpf.MapsMapDevices {
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(folder, PinName(l.name, l.version)), nil)
+		if err != nil {
+			continue // nothing was ever written down
+		}
+		var index uint32
+		var dev bpf.Device
+		it := m.Iterate()
+		for it.Next(&index, &dev) {
+			if !raisedByUs(dev) {
+				continue
+			}
+			if err := SetSegmentSize(int(index), OrdinarySegments()); err != nil && !vanished(err) {
+				errs = append(errs, fmt.Errorf("uplink %d: %w", index, err))
+			}
+		}
+		errs = append(errs, it.Err(), m.Close())
+	}
+	return errors.Join(errs...)
+}
