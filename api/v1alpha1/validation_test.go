@@ -110,6 +110,7 @@ func TestBadObjectsAreRefused(t *testing.T) {
 		{config, "default", "spec: {masquerade: {excludeCIDRs: [x]}}", "spec.masquerade.excludeCIDRs[0]: Invalid value"},
 		{config, "default", "spec: {conntrack: {maxEntries: 7}}", "spec.conntrack.maxEntries: Invalid value"},
 		{config, "default", "spec: {flows: {reporting: Sometimes}}", "spec.flows.reporting: Unsupported value"},
+		{config, "default", "spec: {bigTCP: 'On'}", `spec.bigTCP: Unsupported value: "On"`},
 		{config, "default", "spec: {forbiddenKernelFeatures: [Gravity]}", "spec.forbiddenKernelFeatures[0]: Unsupported value"},
 		{config, "default", "spec: {forbiddenKernelFeatures: [TCX, TCX]}", "spec.forbiddenKernelFeatures[1]: Duplicate value"},
 		{config, "default", "spec: {routing: {mod: VXLAN}}", `unknown field "spec.routing.mod"`},
