@@ -221,8 +221,8 @@ type CiliumConfigSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self == 0 || self >= 1280",message="must be 0 (the smallest of the uplinks) or at least 1280"
 	// +optional
 	MTU int32 `json:"mtu,omitempty"`
-	// bigTCP is whether pods' TCP streams go in segments of up to 196608 bytes instead of 64 KiB, which costs half the
-	// work a byte: Auto unless said. Auto does it on a node that routes natively (routing.mode) and whose uplinks all
+	// bigTCP is whether pods' TCP streams go in segments of up to 196608 bytes instead of 64 KiB, which costs less work
+	// a byte: Auto unless said. Auto does it on a node that routes natively (routing.mode) and whose uplinks all
 	// take such segments; Off does not. A change is in force at once, and connections go on.
 	// +kubebuilder:default=Auto
 	// +optional

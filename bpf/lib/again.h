@@ -126,6 +126,9 @@ static __always_inline bool glance(struct __sk_buff *skb, __u32 l3,
 		addr_set_ipv4(&s->daddr, ip->daddr);
 		len = bpf_ntohs(ip->tot_len);
 		proto = ip->protocol;
+		if (unlikely(!len) && proto == IPPROTO_TCP &&
+		    beyond_64k(skb, skb->len - l3))
+			len = skb->len - l3;
 		ttl = ip->ttl;
 		g->tos = ip->tos;
 		head = sizeof(*ip);
