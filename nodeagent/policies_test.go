@@ -169,6 +169,7 @@ func (k *kernel) PodMTU() int                      { return 1450 }
 func (k *kernel) DeviceMTU() int                   { return 1450 }
 func (k *kernel) MaxSegment() datapath.SegmentSize { return datapath.OrdinarySegments() }
 func (k *kernel) SetPods([]datapath.Pod) error     { return nil }
+func (k *kernel) ExpectPod(int) error              { return nil }
 func (k *kernel) AddPod(datapath.Pod) error        { return nil }
 func (k *kernel) RemovePod(uint16) error           { return nil }
 func (k *kernel) CheckPod(datapath.Pod) error      { return nil }

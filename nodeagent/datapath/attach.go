@@ -295,6 +295,23 @@ func (a *attacher) putFilter(hook bpf.Hook, dev device, prog *ebpf.Program) erro
 	return nil
 }
 
+// putNewFilters attaches hooks to a device that was readied for them, in one write each. false: they have to be attached
+// one by one, after a look at what is there.
+func (a *attacher) putNewFilters(hooks []bpf.Hook, dev device) bool {
+	for _, hook := range hooks {
+		if a.way(hook, dev) != clsact || a.linkIsOn(hook, dev) || netlink.FilterReplace(filterOn(hook, dev, a.progs.stubs[hook].FD())) != nil {
+			return false
+		}
+	}
+	for _, hook := range hooks {
+		if a.detachTCX(hook, dev) != nil { // a pin may be left of a device that is gone
+			return false
+		}
+		a.note(hook, dev, clsact)
+	}
+	return true
+}
+
 func clsactOn(dev device) *netlink.Clsact {
 	return &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: dev.index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,

@@ -108,7 +108,7 @@ func (d *Datapath) AddPod(pod Pod) error {
 		return err
 	}
 	// Closed first: the stubs drop what comes from or for an interface that has no entry.
-	if err := d.attachPod(pod); err != nil {
+	if err := d.attachNewPod(pod); err != nil {
 		return err
 	}
 	if err := d.ensureUnanswered(pod.ID); err != nil {
@@ -289,6 +289,27 @@ func (d *Datapath) removeEntries(id uint16) error {
 		return errors.Join(fmt.Errorf("remove endpoint %d: %w", id, err), d.judgeAgain())
 	}
 	return d.judgeAgain()
+}
+
+// ExpectPod readies a new interface for AddPod. The kernel lets the first filter be put on a device a grace period
+// later, and else waits for that with the lock of all devices, which every other pod wants that comes at the time. To
+// leave this out is no error.
+func (d *Datapath) ExpectPod(ifindex int) error {
+	if err := netlink.QdiscAdd(clsactOn(device{index: ifindex})); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add clsact: %w", err)
+	}
+	return nil
+}
+
+// attachNewPod attaches to an interface that has nothing of ours as a rule, and asks only where it has.
+func (d *Datapath) attachNewPod(p Pod) error {
+	d.mu.Lock()
+	old, had := d.pods[p.ID]
+	d.mu.Unlock()
+	if had && old.Ifindex == p.Ifindex || !d.attach.putNewFilters(podHooks, p.device()) {
+		return d.attachPod(p)
+	}
+	return nil
 }
 
 func (d *Datapath) attachPod(p Pod) error {

@@ -108,14 +108,10 @@ func makeVeth(e *Endpoint, netns *os.File) (ifindex int, err error) {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return 0, fmt.Errorf("make veth %s: %w", e.Interface, err)
 	}
-	link, err := netlink.LinkByName(e.Interface)
-	if err != nil {
-		return 0, fmt.Errorf("veth %s: %w", e.Interface, err)
-	}
-	if err := netlink.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) {
+	if err := netlink.LinkSetIP6AddrGenMode(veth, addrGenModeNone); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) {
 		return 0, fmt.Errorf("addrgenmode of %s: %w", e.Interface, err)
 	}
-	return link.Attrs().Index, nil
+	return veth.Index, nil
 }
 
 // podEnd is the pod's end as it should be. Functions on it run inside the namespace.

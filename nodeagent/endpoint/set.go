@@ -19,6 +19,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/identity"
@@ -47,6 +48,7 @@ type Datapath interface {
 	DeviceMTU() int
 	MaxSegment() datapath.SegmentSize
 	SetPods([]datapath.Pod) error
+	ExpectPod(ifindex int) error
 	AddPod(datapath.Pod) error
 	RemovePod(id uint16) error
 	CheckPod(datapath.Pod) error
@@ -283,12 +285,19 @@ func (s *Set) Add(ctx context.Context, a cni.Attachment, pod cni.Pod, netnsPath 
 // build makes the kernel's objects of e in the one order that never lets a packet past an unfinished datapath.
 func (s *Set) build(e *Endpoint, netns *os.File, admit func() error, undo *[]func() error) (err error) {
 	*undo = append(*undo, func() error { return removeLink(e.Interface) })
-	// The name belongs to this attachment alone: what has it now is left over from an agent that lost its record.
-	if err := removeLink(e.Interface); err != nil {
+	e.Ifindex, err = makeVeth(e, netns)
+	if errors.Is(err, unix.EEXIST) {
+		// The name belongs to this attachment alone: what has it now is left over from an agent that lost its record.
+		if err := removeLink(e.Interface); err != nil {
+			return err
+		}
+		e.Ifindex, err = makeVeth(e, netns)
+	}
+	if err != nil {
 		return err
 	}
-	if e.Ifindex, err = makeVeth(e, netns); err != nil {
-		return err
+	if err := s.Datapath.ExpectPod(e.Ifindex); err != nil {
+		return fmt.Errorf("datapath of endpoint %d: %w", e.ID, err)
 	}
 	if err := s.step(stepLinked); err != nil {
 		return err
