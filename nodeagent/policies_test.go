@@ -1082,3 +1082,65 @@ func TestNewPodDoesNotWaitForPoliciesThatFindRoomInTurn(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// A new pod's ADD waited for the API server to be sure that nothing is newer, up to a tenth of a second.
+func TestPoliciesAreHeardWhenThePodComes(t *testing.T) {
+	p := newPoliced(t)
+	p.reconcile()
+	comes := func(uid types.UID, phase corev1.PodPhase) bool {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", UID: uid}, Status: corev1.PodStatus{Phase: phase}}
+		p.foresee(t.Context(), pod)
+		f := p.questions.foreseen[uid]
+		if f != nil {
+			<-f.done
+		}
+		return f != nil && f.heard
+	}
+	add := func(id uint16, uid string) (asked int) {
+		t.Helper()
+		before := p.live.asked
+		e := p.endpoint(id, "a", "web", 300)
+		e.Pod.UID = uid
+		nodetest.Must(t, p.Admit(t.Context(), e)())
+		return p.live.asked - before
+	}
+	deny := p.policy("a", "deny", closed)
+	p.live.policies = []networkingv1.NetworkPolicy{deny} // not in the cache yet
+	if !comes("one", corev1.PodPending) {
+		t.Fatal("not heard")
+	}
+	if asked := add(1, "one"); asked != 0 {
+		t.Errorf("ADD asked %d times more", asked)
+	}
+	p.expectIngress(1, true, 0)
+
+	// Gone since, it does not come back with an ADD.
+	p.cache.policies = p.live.policies
+	p.reconcile()
+	p.cache.policies, p.live.policies = nil, nil
+	p.networks.noteDeleted(&deny)
+	p.reconcile()
+	p.expectIngress(1, false, 0)
+	add(1, "one")
+	p.expectIngress(1, false, 0)
+
+	// Who was not foreseen, or of whom nobody could say, asks.
+	p.live.policies = []networkingv1.NetworkPolicy{p.policy("a", "again", closed)}
+	if comes("running", corev1.PodRunning) {
+		t.Error("a pod that runs is foreseen")
+	}
+	p.live.away = errors.New("connection refused")
+	if comes("two", corev1.PodPending) {
+		t.Error("heard of nobody")
+	}
+	p.live.away = nil
+	if asked := add(2, "two"); asked != 1 {
+		t.Errorf("asked %d times", asked)
+	}
+	p.expectIngress(2, true, 0)
+	p.forgetPod("one")
+	p.forgetPod("two")
+	if n := len(p.questions.foreseen) + len(p.questions.last) + len(p.questions.next); n != 0 {
+		t.Errorf("%d questions are left", n)
+	}
+}
