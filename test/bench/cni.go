@@ -135,6 +135,12 @@ func (o *ours) boundPods(ctx context.Context, node, prefix string, n int) ([]cni
 	if _, err := o.Kubectl(ctx, []byte(yaml.String()), "apply", "-f", "-"); err != nil {
 		return nil, err
 	}
+	// What the cluster does about them is no part of what is timed later: bridge has no such pods.
+	for i := range n {
+		if _, err := o.Kubectl(ctx, nil, "-n", benchNamespace, "wait", "--for=jsonpath={.status.phase}=Failed", "--timeout=60s", fmt.Sprintf("pod/%s%d", prefix, i)); err != nil {
+			return nil, err
+		}
+	}
 	out, err := o.Kubectl(ctx, nil, "-n", benchNamespace, "get", "pods", "-o", `jsonpath={range .items[*]}{.metadata.name} {.metadata.uid}{"\n"}{end}`)
 	if err != nil {
 		return nil, err
