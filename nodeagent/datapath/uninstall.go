@@ -16,8 +16,9 @@ import (
 )
 
 // Uninstall removes every kernel object of ours on this node: links, filters, socket programs, routes, neighbours,
-// the FORWARD rule, the VXLAN device, and the pins; uplinks take segments of the ordinary size. Pods' interfaces are the pods' and stay. So does ip_forward, for
-// we cannot know who else needs it by now. What is gone already is no error; all is tried, and errors are joined.
+// the FORWARD rule, the VXLAN device, and the pins; uplinks take segments of the ordinary size. Pods' interfaces are the
+// pods' and stay. So does ip_forward, for we cannot know who else needs it by now. What is gone already is no error; all
+// is tried, and errors are joined.
 func Uninstall(opts Options) error {
 	folder := Folder(opts.BPFFS)
 	errs := []error{removeLinks(filepath.Join(folder, "links"))}
