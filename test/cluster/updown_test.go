@@ -131,7 +131,7 @@ func cutUp(t *testing.T, name, words string) {
 	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // our own programs may have to be built first
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, "up", "--name", name, "--workers", "1", "--cni", "none")
 	progress, err := cmd.StderrPipe()
