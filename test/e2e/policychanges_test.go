@@ -9,18 +9,42 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/kube-cilium/kube-cilium/internal/identity"
 )
 
 const strangersByUDP = `  - from: [{podSelector: {matchLabels: {role: stranger}}}]
     ports: [{port: 8090, protocol: UDP}]
 `
 
-// identities are the numbers by which a node's maps know the pod with an address.
+// identities are the numbers by which its own node's maps know the pod with an address.
 func (c *cluster) identities(t testing.TB, node, address string) ([]int64, error) {
+	t.Helper()
+	numbers, err := c.numbers(t, node, address, "endpoints", "pod_interfaces")
+	if err == nil && len(numbers) < 2 {
+		err = fmt.Errorf("the maps of %s know %s as %v", node, address, numbers)
+	}
+	return numbers, err
+}
+
+// known waits until a node knows who has an address elsewhere: until then policy allows it nothing.
+func (c *cluster) known(t testing.TB, node, address string) {
+	t.Helper()
+	eventually(t, node+" knows "+address, time.Minute, func() error {
+		numbers, err := c.numbers(t, node, address, "peers")
+		if err == nil && (len(numbers) == 0 || identity.Number(numbers[0]) == identity.Pending) {
+			err = fmt.Errorf("as %v", numbers)
+		}
+		return err
+	})
+}
+
+// numbers are the identities in the rows of some of a node's maps that have an address.
+func (c *cluster) numbers(t testing.TB, node, address string, tables ...string) ([]int64, error) {
 	t.Helper()
 	agent, _ := c.agentPod(t, node)
 	var numbers []int64
-	for _, name := range []string{"endpoints", "pod_interfaces"} {
+	for _, name := range tables {
 		out, err := c.Kubectl(t.Context(), nil, "-n", systemNamespace, "exec", agent, "-c", "inspect", "--", "cilium-agent", "inspect", "map", name)
 		if err != nil {
 			return nil, err
@@ -38,9 +62,6 @@ func (c *cluster) identities(t testing.TB, node, address string) ([]int64, error
 				numbers = append(numbers, int64(number))
 			}
 		}
-	}
-	if len(numbers) < 2 {
-		return nil, fmt.Errorf("the maps of %s know %s as %v", node, address, numbers)
 	}
 	return numbers, nil
 }
@@ -109,6 +130,9 @@ func policyChanges(t *testing.T, c *cluster, lagging bool) {
 		c.kubectl(t, "-n", ns, "rollout", "status", "deployment/mover", "deployment/moving-stranger", "--timeout=60s")
 		c.kubectl(t, "uncordon", near)
 		tr.flowing(t, slices.Concat(mover, movingStranger)...)
+		for _, ip := range strings.Fields(c.kubectl(t, "-n", ns, "get", "pods", "-l", "app=mover", "-o", "jsonpath={.items[*].status.podIPs[*].ip}")) {
+			c.known(t, near, ip)
+		}
 	}
 	allowed("friends whatever happens", slices.Concat(friends, mover)...)
 	allowed("no policy", strangers...)
