@@ -415,9 +415,6 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 	if err != nil {
 		return fmt.Errorf("watch CiliumNodes: %w", err)
 	}
-	if err := a.policies.foreseeFrom(ctx, reader); err != nil {
-		return fmt.Errorf("policies of new pods: %w", err)
-	}
 	if err := a.names.watch(ctx, reader); err != nil {
 		return err
 	}

@@ -16,7 +16,6 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -94,7 +93,6 @@ type Policies struct {
 	datapath    policyDatapath // nil before writeTo
 	memory      policyMemory
 	networks    networkPolicies
-	questions   *policyQuestions
 	// changed is called, without locks held, after something else is in force than before.
 	changed func()
 	// dismissed is told of every endpoint that is gone.
@@ -131,7 +129,7 @@ type Policies struct {
 func NewPolicies(cache, live client.Reader, endpoints func() *endpoint.Set, memory policyMemory, changed func(), log logr.Logger) *Policies {
 	return &Policies{
 		cache: cache, live: live, endpoints: endpoints, engine: policy.NewEngine(), memory: memory, changed: changed, took: func(float64) {}, dismissed: func(uint16) {},
-		questions: newPolicyQuestions(live), wake: newBell(), dirty: newBell(), log: log, ready: make(chan struct{}),
+		wake: newBell(), dirty: newBell(), log: log, ready: make(chan struct{}),
 		networks:   networkPolicies{held: map[policy.Ref]*heldPolicy{}, deleted: map[policy.Ref]uint64{}},
 		identities: map[identity.Number]labelled{}, learned: map[identity.Number]learned{}, wiring: map[uint16]*endpoint.Endpoint{}, orphans: map[cni.Attachment]bool{},
 	}
@@ -494,8 +492,12 @@ func (p *Policies) Admit(ctx context.Context, e *endpoint.Endpoint) func() error
 	answer := make(chan []networkingv1.NetworkPolicy, 1)
 	var ns *corev1.Namespace
 	go func() {
-		found := p.ask(ctx, e.Pod.Namespace, types.UID(e.Pod.UID))
-		ns = p.namespaceOf(ctx, found) // not with the lock
+		found := p.ask(ctx, e.Pod.Namespace)
+		if len(found) > 0 { // the cache waits where it is not filled yet: not with the lock
+			ctx, cancel := context.WithTimeout(ctx, policyPatience)
+			defer cancel()
+			ns = p.namespace(ctx, e.Pod.Namespace)
+		}
 		answer <- found
 	}()
 	return func() error {
@@ -505,7 +507,14 @@ func (p *Policies) Admit(ctx context.Context, e *endpoint.Endpoint) func() error
 		if !p.known {
 			return fmt.Errorf("%w: the policies are not known", endpoint.ErrNotReady)
 		}
-		news := p.hear(found, ns)
+		news := false
+		for i := range found {
+			if h := p.networks.held[policy.RefOf(&found[i])]; h == nil || h.version < versionOf(&found[i]) {
+				p.hold(&found[i], fromLive)
+				p.place(&found[i], ns)
+				news = true
+			}
+		}
 		news = p.learn(e.Who()) || news
 		p.wiring[e.ID] = e
 		return p.admit(e, news)
@@ -613,6 +622,21 @@ func (p *Policies) Dismiss(e *endpoint.Endpoint) error {
 	delete(p.orphans, e.Attachment)
 	p.dismissed(e.ID)
 	return p.datapath.DropPodPolicy(e.ID)
+}
+
+// ask returns the policies of a namespace as the API server has them now; none when it does not answer in time.
+func (p *Policies) ask(ctx context.Context, namespace string) []networkingv1.NetworkPolicy {
+	if namespace == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, policyPatience)
+	defer cancel()
+	var list networkingv1.NetworkPolicyList
+	if err := p.live.List(ctx, &list, client.InNamespace(namespace)); err != nil {
+		p.log.V(1).Info("policies of a new pod come from the cache", "namespace", namespace, "error", err.Error())
+		return nil
+	}
+	return list.Items
 }
 
 // Remember writes down what is in force, soon after it has changed and at most once a second, until ctx ends.
