@@ -535,22 +535,30 @@ func (e *Engine) rulesAbout(t *tier, p Peer) []*rule {
 			places = append(places, at)
 		}
 	}
+	// Those of a set that all tables share may be more than the tier has.
+	among := func(set map[*rule]struct{}) {
+		if len(set) <= len(t.rules) {
+			for r := range set {
+				found(r)
+			}
+			return
+		}
+		for _, r := range t.rules {
+			if _, ok := set[r]; ok {
+				found(r)
+			}
+		}
+	}
 	for _, r := range t.wide {
 		found(r)
 	}
 	if prefix, ok := e.classes.holders[p]; ok {
 		for around := range upwards(prefix, 0) {
-			for r := range e.blocks[around] {
-				found(r)
-			}
+			among(e.blocks[around])
 		}
 	}
 	if i := e.idents[identity.Number(p)]; i != nil {
-		e.selectors.matching(i, func(s *selector) {
-			for r := range s.users {
-				found(r)
-			}
-		})
+		e.selectors.matching(i, func(s *selector) { among(s.users) })
 	}
 	slices.Sort(places)
 	var out []*rule
