@@ -374,7 +374,7 @@ func configFor(spec v1alpha1.CiliumConfigSpec, own v1alpha1.CiliumNode) datapath
 		ConntrackMax:          uint32(cmp.Or(spec.Conntrack.MaxEntries, v1alpha1.DefaultConntrackMaxEntries)),
 		UnansweredPerEndpoint: uint32(cmp.Or(spec.Conntrack.UnansweredPerEndpoint, v1alpha1.DefaultUnansweredPerEndpoint)),
 		Forbidden:             spec.ForbiddenKernelFeatures,
-		BigTCP:                cmp.Or(spec.BigTCP, v1alpha1.BigTCPAuto),
+		BigTCP:                cmp.Or(spec.BigTCP, v1alpha1.BigTCPOff),
 		FlowReporting:         cmp.Or(spec.Flows.Reporting, v1alpha1.FlowReportingDefault),
 	}
 	c.NodeIPv4, c.NodeIPv6 = underlayOf(own)

@@ -222,9 +222,9 @@ type CiliumConfigSpec struct {
 	// +optional
 	MTU int32 `json:"mtu,omitempty"`
 	// bigTCP is whether pods' TCP streams go in segments of up to 196608 bytes instead of 64 KiB, which costs less work
-	// a byte: Auto unless said. Auto does it on a node that routes natively (routing.mode) and whose uplinks all
-	// take such segments; Off does not. A change is in force at once, and connections go on.
-	// +kubebuilder:default=Auto
+	// a byte: Off unless said. Auto does it on a node that routes natively (routing.mode) and whose uplinks all
+	// take such segments. A change is in force at once, and connections go on.
+	// +kubebuilder:default=Off
 	// +optional
 	BigTCP BigTCP `json:"bigTCP,omitempty"`
 	// forbiddenKernelFeatures are not used even where the kernel has them; the fallback is.

@@ -28,7 +28,7 @@ func TestSchemaHasTheDefaultsOfTheCode(t *testing.T) {
 	for path, want := range map[string]any{
 		"spec.clusterName":                     v1alpha1.DefaultClusterName,
 		"spec.flows.reporting":                 v1alpha1.FlowReportingDefault,
-		"spec.bigTCP":                          v1alpha1.BigTCPAuto,
+		"spec.bigTCP":                          v1alpha1.BigTCPOff,
 		"spec.routing.tunnelPort":              v1alpha1.DefaultTunnelPort,
 		"spec.conntrack.maxEntries":            v1alpha1.DefaultConntrackMaxEntries,
 		"spec.conntrack.unansweredPerEndpoint": v1alpha1.DefaultUnansweredPerEndpoint,

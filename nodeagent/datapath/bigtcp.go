@@ -79,7 +79,7 @@ func decideSegments(cfg Config, uplinks []uplink, stack bool) (_ SegmentSize, wh
 	const ordinary = "segments of 64 KiB"
 	ordinarySegment, size := OrdinarySegments(), bigSegment
 	switch {
-	case cfg.BigTCP == v1alpha1.BigTCPOff:
+	case cfg.BigTCP != v1alpha1.BigTCPAuto:
 		return ordinarySegment, ordinary, ErrForbidden
 	case cfg.Mode != v1alpha1.RoutingNative:
 		return ordinarySegment, ordinary + ": no larger one fits into the tunnel (routing.mode is " + string(cfg.Mode) + ")", nil

@@ -43,7 +43,7 @@ func TestDecideSegments(t *testing.T) {
 		"two uplinks":         {native, []uplink{nic(524280), virtual(150000, 160000)}, false, SegmentSize{150000, 65536}, "65536 of IPv6", nil},
 		"the stack forwards":  {native, []uplink{nic(524280)}, true, SegmentSize{196608, 65536}, "host's stack", nil},
 		"no uplink":           {native, nil, false, both(65536), "there is no uplink", nil},
-		"tunnel":              {Config{Mode: v1alpha1.RoutingVXLAN}, []uplink{nic(524280)}, false, both(65536), "routing.mode is VXLAN", nil},
+		"tunnel":              {Config{Mode: v1alpha1.RoutingVXLAN, BigTCP: v1alpha1.BigTCPAuto}, []uplink{nic(524280)}, false, both(65536), "routing.mode is VXLAN", nil},
 		"off":                 {Config{Mode: v1alpha1.RoutingNative, BigTCP: v1alpha1.BigTCPOff}, []uplink{nic(524280)}, false, both(65536), "64 KiB", ErrForbidden},
 		"an old kernel":       {native, []uplink{old}, false, both(65536), "64 KiB", ErrNotSupported},
 	} {
@@ -60,7 +60,7 @@ func TestUplinksRaisedAndPutBack(t *testing.T) {
 	f := newFixture(t)
 	d := f.open()
 	cfg := f.config()
-	cfg.Mode = v1alpha1.RoutingNative
+	cfg.Mode, cfg.BigTCP = v1alpha1.RoutingNative, v1alpha1.BigTCPAuto
 	must(t, d.Configure(t.Context(), cfg))
 	says := func(outcome Outcome, text string) {
 		t.Helper()

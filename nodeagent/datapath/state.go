@@ -28,7 +28,7 @@ type Config struct {
 	UnansweredPerEndpoint uint32
 	// Forbidden features count as unsupported.
 	Forbidden []v1alpha1.KernelFeature
-	// BigTCP is Auto unless said.
+	// BigTCP is Off unless said.
 	BigTCP v1alpha1.BigTCP
 	// FlowReporting is Default unless said. A change of it alone touches no program.
 	FlowReporting v1alpha1.FlowReporting

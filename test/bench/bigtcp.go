@@ -111,7 +111,7 @@ func bigTCPFigures(ctx context.Context, log io.Writer, c *ours, g *ground, pair 
 	if err := c.sizeWire(ctx, bigSegment); err != nil {
 		return nil, err
 	}
-	if err := c.configure(ctx, `{"spec":{"routing":{"mode":"Native"}}}`); err != nil {
+	if err := c.configure(ctx, `{"spec":{"routing":{"mode":"Native"},"bigTCP":"Auto"}}`); err != nil {
 		return nil, err
 	}
 	if err := c.podsTake(bigSegment); err != nil {
@@ -126,7 +126,7 @@ func bigTCPFigures(ctx context.Context, log io.Writer, c *ours, g *ground, pair 
 	if err != nil {
 		return nil, err
 	}
-	if err := c.configure(ctx, `{"spec":{"routing":{"mode":"VXLAN"}}}`); err != nil {
+	if err := c.configure(ctx, `{"spec":{"routing":{"mode":"VXLAN"},"bigTCP":"Off"}}`); err != nil {
 		return nil, err
 	}
 	if err := c.sizeWire(ctx, ordinarySegment); err != nil {

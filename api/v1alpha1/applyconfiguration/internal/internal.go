@@ -62,7 +62,7 @@ var schemaYAML = typed.YAMLObject(`types:
     - name: bigTCP
       type:
         namedType: com.github.kube-cilium.kube-cilium.api.v1alpha1.BigTCP
-      default: Auto
+      default: false
     - name: clusterName
       type:
         scalar: string
