@@ -26,7 +26,7 @@ type Limits struct {
 
 // LeftOut is why a policy is not in force as it was last written.
 type LeftOut struct {
-	// Err wraps ErrNoRoom.
+	// Err wraps ErrNoRoom; or ErrBadRule, where an agent says so of a policy of which no rules can be made.
 	Err error
 	// Before: the version before is in force. Otherwise the policy only isolates, and allows nothing.
 	Before bool

@@ -77,26 +77,26 @@ func SetSegmentSize(ifindex int, size SegmentSize) error {
 // kernel or a configuration that rules BIG TCP out. stack: the host's stack forwards what programs cannot redirect.
 func decideSegments(cfg Config, uplinks []uplink, stack bool) (_ SegmentSize, why string, err error) {
 	const ordinary = "segments of 64 KiB"
-	ordinarySegment, size := OrdinarySegments(), bigSegment
+	small, size := OrdinarySegments(), bigSegment
 	switch {
 	case cfg.BigTCP != v1alpha1.BigTCPAuto:
-		return ordinarySegment, ordinary, ErrForbidden
+		return small, ordinary, ErrForbidden
 	case cfg.Mode != v1alpha1.RoutingNative:
-		return ordinarySegment, ordinary + ": no larger one fits into the tunnel (routing.mode is " + string(cfg.Mode) + ")", nil
+		return small, ordinary + ": no larger one fits into the tunnel (routing.mode is " + string(cfg.Mode) + ")", nil
 	case len(uplinks) == 0:
-		return ordinarySegment, ordinary + ": there is no uplink", nil
+		return small, ordinary + ": there is no uplink", nil
 	}
 	for _, u := range uplinks {
 		s := u.segments
 		switch {
 		case s.tso == 0 || s.gso4 == 0:
-			return ordinarySegment, ordinary, fmt.Errorf("%w: gso_ipv4_max_size (Linux 6.3)", ErrNotSupported)
-		case s.physical && s.tso <= ordinarySegment.IPv4:
-			return ordinarySegment, fmt.Sprintf("%s: the driver of %s takes no more than %d bytes at once (tso_max_size)", ordinary, u.name, s.tso), nil
+			return small, ordinary, fmt.Errorf("%w: gso_ipv4_max_size (Linux 6.3)", ErrNotSupported)
+		case s.physical && s.tso <= ordinarySegment:
+			return small, fmt.Sprintf("%s: the driver of %s takes no more than %d bytes at once (tso_max_size)", ordinary, u.name, s.tso), nil
 		case s.physical:
 			size = min(size, s.tso)
-		case min(s.gso, s.gso4) <= ordinarySegment.IPv4:
-			return ordinarySegment, fmt.Sprintf("%s: %s hands frames on to devices that this node does not see; raise its "+
+		case min(s.gso, s.gso4) <= ordinarySegment:
+			return small, fmt.Sprintf("%s: %s hands frames on to devices that this node does not see; raise its "+
 				"gso_max_size and gso_ipv4_max_size to %d where all of them take that", ordinary, u.name, bigSegment), nil
 		default:
 			size = min(size, s.gso, s.gso4)
@@ -105,7 +105,7 @@ func decideSegments(cfg Config, uplinks []uplink, stack bool) (_ SegmentSize, wh
 	big := SegmentSize{size, size}
 	// The stack forwards no IPv6 segment with a jumbo option: it counts the option into each piece (ip6_pkt_too_big).
 	if stack || len(uplinks) > 1 {
-		big.IPv6 = ordinarySegment.IPv6
+		big.IPv6 = ordinarySegment
 		return big, "segments of " + big.String() + ": the host's stack, which may have to forward here, does not forward larger ones of IPv6", nil
 	}
 	return big, "segments of " + big.String(), nil
