@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	vns "github.com/vishvananda/netns"
+
+	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
 )
 
 const (
@@ -29,12 +31,8 @@ func takeSegments(device string, size int) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", device, err)
 	}
-	for _, set := range []func(netlink.Link, int) error{
-		netlink.LinkSetGSOMaxSize, netlink.LinkSetGSOIPv4MaxSize, netlink.LinkSetGROMaxSize, netlink.LinkSetGROIPv4MaxSize,
-	} {
-		if err := set(l, size); err != nil {
-			return fmt.Errorf("segments of %s: %w", device, err)
-		}
+	if err := datapath.SetSegmentSize(l.Attrs().Index, datapath.SegmentSize{IPv4: size, IPv6: size}); err != nil {
+		return fmt.Errorf("%s: %w", device, err)
 	}
 	return nil
 }
