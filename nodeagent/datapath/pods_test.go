@@ -518,6 +518,7 @@ func TestProbes(t *testing.T) {
 		}
 	}
 	cfg := f.config()
+	cfg.BigTCP = v1alpha1.BigTCPAuto // Off counts as forbidden
 	cfg.Forbidden = []v1alpha1.KernelFeature{v1alpha1.FeatureRedirectPeer, v1alpha1.FeatureSocketLoadBalancing, v1alpha1.FeatureAdjustRoomEncap}
 	must(t, d.Configure(t.Context(), cfg))
 	for _, p := range d.Features() {
