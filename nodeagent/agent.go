@@ -415,6 +415,9 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 	if err != nil {
 		return fmt.Errorf("watch CiliumNodes: %w", err)
 	}
+	if err := a.policies.foreseePods(ctx, reader); err != nil {
+		return err
+	}
 	if err := a.names.watch(ctx, reader); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -45,6 +46,10 @@ type heldPolicy struct {
 	err error
 	// before is the version that may be in force in place of this one, which may not fit; nil: this one is.
 	before *networkingv1.NetworkPolicySpec
+	// nobody: it selects no pod, for whom it selects cannot be told.
+	nobody bool
+	// never was in force, in no version: it isolates.
+	never bool
 	// lingering: the object is gone with its namespace, and pods of it are still on this node.
 	lingering bool
 	// namespace is the one in which it is, or was, where somebody knew; another of that name is not its.
@@ -56,11 +61,27 @@ type networkPolicies struct {
 	held map[policy.Ref]*heldPolicy
 	// newest resourceVersion of a deletion that was taken.
 	newest uint64
+	// gone are deletions of late: an answer may be older.
+	gone map[policy.Ref]deletion
 	// unasked are namespaces that may have come back -> the one before: the API server could not say.
 	unasked map[string]types.UID
 
 	mu      sync.Mutex
 	deleted map[policy.Ref]uint64 // deletions that the cache has told of since the last takeDeleted
+}
+
+// deletion of a policy.
+type deletion struct {
+	// version that it had, or got by being deleted.
+	version uint64
+	at      time.Time
+}
+
+// rememberGone is how long a deletion is remembered; no answer takes as long.
+const rememberGone = 10 * time.Minute
+
+func (n *networkPolicies) noteGone(ref policy.Ref, version uint64) {
+	n.gone[ref] = deletion{version: max(version, n.gone[ref].version), at: time.Now()}
 }
 
 // deletions notes what the cache says was deleted. It has to be there before the controller that asks for it.
@@ -100,8 +121,9 @@ func (n *networkPolicies) some(namespace string) bool {
 	return false
 }
 
-// hold gives a policy to the engine. Of one that cannot be had the version before goes on; one that never was in force
-// isolates the pods that it selects: they are not left open for a rule that nobody can read.
+// hold gives a policy to the engine. Of one that cannot be had the version before goes on; one that never was in force,
+// or whose version before was another object's, isolates the pods that it selects: they are not left open for a rule that
+// nobody can read.
 func (p *Policies) hold(o *networkingv1.NetworkPolicy, from whence) {
 	ref := policy.RefOf(o)
 	rules, notes, err := policy.FromNetworkPolicy(o)
@@ -109,20 +131,27 @@ func (p *Policies) hold(o *networkingv1.NetworkPolicy, from whence) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion},
 		Spec:       o.Spec,
 	}
-	h := &heldPolicy{object: kept, version: versionOf(o), whence: from, since: time.Now(), notes: notes, err: err}
+	h := &heldPolicy{object: kept, version: versionOf(o), whence: from, since: time.Now(), notes: notes, err: err, nobody: len(rules) == 0}
 	last := p.networks.held[ref]
-	if last != nil && last.object.UID == o.UID {
+	same := last != nil && last.object.UID == o.UID
+	if same {
 		h.namespace = last.namespace
 	}
-	if last != nil {
-		if h.before = last.before; h.before == nil && last.err == nil {
+	if last != nil && (same || err == nil) {
+		if h.before = last.before; h.before == nil && last.err == nil && !last.never {
 			h.before = &last.object.Spec
 		}
 	}
+	p.networks.held[ref] = h
 	if err == nil || h.before == nil {
 		h.err = cmp.Or(err, p.engine.SetPolicy(ref, rules))
+		return
 	}
-	p.networks.held[ref] = h
+	// The one between them, if any, is not to come into force once it fits.
+	before := networkingv1.NetworkPolicy{ObjectMeta: kept.ObjectMeta, Spec: *h.before}
+	if rules, _, worse := policy.FromNetworkPolicy(&before); worse == nil {
+		h.err = cmp.Or(err, p.engine.SetPolicy(ref, rules))
+	}
 }
 
 // place notes the namespace of a policy. One that is younger than the policy is not its own but a later one of the name:
@@ -157,18 +186,31 @@ const (
 	lingers
 )
 
+// judgement is what becomes of a policy as it was when that was said.
+type judgement struct {
+	fate
+	held *heldPolicy
+}
+
+// missingPolicy is one that the cache does not have, and what it was when that was seen.
+type missingPolicy struct {
+	heldPolicy
+	held *heldPolicy
+}
+
 // fates says what becomes of the policies that are not in list. Again tells that it has to be asked again soon.
-func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy, deleted map[policy.Ref]uint64) (fates map[policy.Ref]fate, again bool) {
+func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy, deleted map[policy.Ref]uint64) (fates map[policy.Ref]judgement, again bool) {
 	present := make(map[policy.Ref]types.UID, len(list))
 	for i := range list {
 		present[policy.RefOf(&list[i])] = list[i].UID
 	}
-	fates = map[policy.Ref]fate{}
+	fates = map[policy.Ref]judgement{}
 	type namespace struct {
 		name string
 		uid  types.UID
 	}
-	ask, gone := map[namespace][]policy.Ref{}, map[namespace][]policy.Ref{}
+	gone := map[namespace][]policy.Ref{}
+	missing := map[policy.Ref]missingPolicy{}
 	p.applying.Lock()
 	inUse := map[string]bool{}
 	for _, e := range p.pods() {
@@ -180,32 +222,49 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 			gone[namespace{name, uid}] = nil
 		}
 	}
+	maps.DeleteFunc(n.gone, func(_ policy.Ref, d deletion) bool { return time.Since(d.at) > rememberGone })
 	for ref, v := range deleted {
 		n.newest = max(n.newest, v)
+		n.noteGone(ref, v)
 		if h := n.held[ref]; h != nil && h.whence == fromLive && h.version <= v {
 			h.whence = fromCache // the cache is past it
 		}
 	}
 	for ref, h := range n.held {
 		uid, there := present[ref]
-		home := namespace{ref.Namespace, h.namespace}
 		if inUse[ref.Namespace] && (h.lingering || there && uid != h.object.UID) {
+			home := namespace{ref.Namespace, h.namespace}
 			gone[home] = append(gone[home], ref)
 		}
 		switch {
 		case there:
 		case h.whence == fromLive && time.Since(h.since) < seenSafely:
-			again = true
-		case !inUse[ref.Namespace]:
-			fates[ref] = goes
-		case h.lingering:
-			fates[ref] = lingers
+			again = true // it is on its way into the cache
 		default:
-			ask[home] = append(ask[home], ref)
+			missing[ref] = missingPolicy{*h, h}
 		}
 	}
 	p.applying.Unlock()
-	went, unasked := map[policy.Ref]types.UID{}, map[string]types.UID{}
+	if err := p.askForMissing(ctx, missing); err != nil {
+		p.log.Info("policies that only this node knows stay until the API server says whether they are there", "error", err.Error())
+		again = true
+	}
+	ask := map[namespace][]policy.Ref{}
+	judge := func(ref policy.Ref, f fate) { fates[ref] = judgement{f, missing[ref].held} }
+	for ref, h := range missing {
+		switch {
+		case h.whence != fromCache:
+			again = true
+		case !inUse[ref.Namespace]:
+			judge(ref, goes)
+		case h.lingering:
+			judge(ref, lingers)
+		default:
+			home := namespace{ref.Namespace, h.namespace}
+			ask[home] = append(ask[home], ref)
+		}
+	}
+	unasked := map[string]types.UID{}
 	for home, refs := range gone {
 		back, err := p.cameBack(ctx, home.name, home.uid)
 		if err != nil {
@@ -214,8 +273,8 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 			continue
 		}
 		for _, ref := range refs {
-			if back && fates[ref] == lingers {
-				fates[ref] = goes
+			if back && fates[ref].fate == lingers {
+				judge(ref, goes)
 			}
 		}
 	}
@@ -230,25 +289,61 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 			continue
 		}
 		for _, ref := range refs {
-			if fates[ref] = goes; going {
-				fates[ref], went[ref] = lingers, uid
+			if !going {
+				judge(ref, goes)
+				continue
+			}
+			judge(ref, lingers)
+			if home.uid == "" {
+				p.applying.Lock()
+				missing[ref].held.namespace = uid
+				p.applying.Unlock()
 			}
 		}
 	}
 	p.applying.Lock()
 	defer p.applying.Unlock()
 	n.unasked = unasked
-	for ref, uid := range went {
-		if h := n.held[ref]; h != nil && h.namespace == "" {
-			h.namespace = uid
-		}
-	}
 	return fates, again
+}
+
+// askForMissing asks for those of the policies which the cache never had, or not in this version. What is not there any
+// more it marks as known to the cache, and what is there, as heard anew. The first question without an answer is the last.
+func (p *Policies) askForMissing(ctx context.Context, missing map[policy.Ref]missingPolicy) error {
+	for ref, h := range missing {
+		if h.whence == fromCache {
+			continue
+		}
+		var np networkingv1.NetworkPolicy
+		found, err := p.liveGet(ctx, types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}, &np)
+		if err != nil {
+			return err
+		}
+		if !found {
+			p.applying.Lock()
+			h.held.whence = fromCache
+			p.applying.Unlock()
+			h.whence = fromCache
+			missing[ref] = h
+			continue
+		}
+		now := policyAnswer{policies: []networkingv1.NetworkPolicy{np}, namespace: &corev1.Namespace{}}
+		if _, err := p.liveGet(ctx, types.NamespacedName{Name: ref.Namespace}, now.namespace); err != nil {
+			return err
+		}
+		if err := p.makeWay(ctx, now); err != nil {
+			return err
+		}
+		p.applying.Lock()
+		p.hear(now)
+		p.applying.Unlock()
+	}
+	return nil
 }
 
 // feedNetworkPolicies gives the engine what the cache has, and takes away what goes. It returns the resourceVersion up to
 // which the engine now knows everything.
-func (p *Policies) feedNetworkPolicies(ctx context.Context, list []networkingv1.NetworkPolicy, fates map[policy.Ref]fate) uint64 {
+func (p *Policies) feedNetworkPolicies(ctx context.Context, list []networkingv1.NetworkPolicy, fates map[policy.Ref]judgement) uint64 {
 	version := p.networks.newest
 	order := make([]*networkingv1.NetworkPolicy, len(list))
 	for i := range list {
@@ -276,8 +371,8 @@ func (p *Policies) feedNetworkPolicies(ctx context.Context, list []networkingv1.
 	}
 	for ref, f := range fates {
 		switch h := p.networks.held[ref]; {
-		case h == nil || f == stays:
-		case f == lingers:
+		case h == nil || h != f.held || f.fate == stays: // or something else was heard of since
+		case f.fate == lingers:
 			if !h.lingering {
 				p.log.Info("a policy of a namespace that is being deleted stays for its pods", "policy", ref.String())
 			}
@@ -285,6 +380,7 @@ func (p *Policies) feedNetworkPolicies(ctx context.Context, list []networkingv1.
 		default:
 			p.engine.DeletePolicy(ref)
 			delete(p.networks.held, ref)
+			p.networks.noteGone(ref, h.version)
 		}
 	}
 	return version
@@ -340,6 +436,7 @@ func (p *Policies) closeOrphans(ctx context.Context, namespace string) error {
 		}
 		if !found || !isPod(&pod, e.Pod.UID) {
 			orphans = append(orphans, e.Attachment)
+			p.wake.ring()
 			p.log.Info("a pod is closed: its namespace is gone, and another has the name", "namespace", namespace, "pod", e.Pod.Name)
 		}
 	}

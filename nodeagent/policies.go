@@ -16,6 +16,7 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -93,6 +94,7 @@ type Policies struct {
 	datapath    policyDatapath // nil before writeTo
 	memory      policyMemory
 	networks    networkPolicies
+	questions   *policyQuestions
 	// changed is called, without locks held, after something else is in force than before.
 	changed func()
 	// dismissed is told of every endpoint that is gone.
@@ -127,12 +129,14 @@ type Policies struct {
 
 // NewPolicies reads the cache, and asks live where the cache may be behind. It is told later, once, where to write.
 func NewPolicies(cache, live client.Reader, endpoints func() *endpoint.Set, memory policyMemory, changed func(), log logr.Logger) *Policies {
-	return &Policies{
+	p := &Policies{
 		cache: cache, live: live, endpoints: endpoints, engine: policy.NewEngine(), memory: memory, changed: changed, took: func(float64) {}, dismissed: func(uint16) {},
 		wake: newBell(), dirty: newBell(), log: log, ready: make(chan struct{}),
-		networks:   networkPolicies{held: map[policy.Ref]*heldPolicy{}, deleted: map[policy.Ref]uint64{}},
+		networks:   networkPolicies{held: map[policy.Ref]*heldPolicy{}, deleted: map[policy.Ref]uint64{}, gone: map[policy.Ref]deletion{}},
 		identities: map[identity.Number]labelled{}, learned: map[identity.Number]learned{}, wiring: map[uint16]*endpoint.Endpoint{}, orphans: map[cni.Attachment]bool{},
 	}
+	p.questions = newPolicyQuestions(p.askLive)
+	return p
 }
 
 // writeTo says where tables go, before any endpoint is made or restored.
@@ -459,8 +463,10 @@ func (p *Policies) note(pods map[uint16]datapath.PodPolicy, failed map[uint16]er
 	leftOut := p.engine.LeftOut()
 	for ref, h := range p.networks.held {
 		if h.err != nil {
-			leftOut[ref] = policy.LeftOut{Err: h.err, Before: h.before != nil}
+			noRoom, out := leftOut[ref]
+			leftOut[ref] = policy.LeftOut{Err: h.err, Before: h.before != nil && (!out || noRoom.Before), Nobody: h.nobody}
 		}
+		h.never = leftOut[ref].Err != nil && !leftOut[ref].Before
 		if !leftOut[ref].Before {
 			h.before = nil
 		}
@@ -489,32 +495,26 @@ func (p *Policies) note(pods map[uint16]datapath.PodPolicy, failed map[uint16]er
 
 // Admit asks for the policies of the pod's namespace: one that was made just before the pod may not be in the cache.
 func (p *Policies) Admit(ctx context.Context, e *endpoint.Endpoint) func() error {
-	answer := make(chan []networkingv1.NetworkPolicy, 1)
-	var ns *corev1.Namespace
+	type heard struct {
+		policyAnswer
+		err error
+	}
+	answer := make(chan heard, 1)
 	go func() {
-		found := p.ask(ctx, e.Pod.Namespace)
-		if len(found) > 0 { // the cache waits where it is not filled yet: not with the lock
-			ctx, cancel := context.WithTimeout(ctx, policyPatience)
-			defer cancel()
-			ns = p.namespace(ctx, e.Pod.Namespace)
-		}
-		answer <- found
+		found := p.ask(ctx, e.Pod.Namespace, types.UID(e.Pod.UID))
+		answer <- heard{found, p.makeWay(ctx, found)}
 	}()
 	return func() error {
 		found := <-answer
+		if found.err != nil {
+			return fmt.Errorf("%w: pods of a namespace that is gone have policies: %w", endpoint.ErrNotReady, found.err)
+		}
 		p.applying.Lock()
 		defer p.applying.Unlock()
 		if !p.known {
 			return fmt.Errorf("%w: the policies are not known", endpoint.ErrNotReady)
 		}
-		news := false
-		for i := range found {
-			if h := p.networks.held[policy.RefOf(&found[i])]; h == nil || h.version < versionOf(&found[i]) {
-				p.hold(&found[i], fromLive)
-				p.place(&found[i], ns)
-				news = true
-			}
-		}
+		news := p.hear(found.policyAnswer)
 		news = p.learn(e.Who()) || news
 		p.wiring[e.ID] = e
 		return p.admit(e, news)
@@ -622,21 +622,6 @@ func (p *Policies) Dismiss(e *endpoint.Endpoint) error {
 	delete(p.orphans, e.Attachment)
 	p.dismissed(e.ID)
 	return p.datapath.DropPodPolicy(e.ID)
-}
-
-// ask returns the policies of a namespace as the API server has them now; none when it does not answer in time.
-func (p *Policies) ask(ctx context.Context, namespace string) []networkingv1.NetworkPolicy {
-	if namespace == "" {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, policyPatience)
-	defer cancel()
-	var list networkingv1.NetworkPolicyList
-	if err := p.live.List(ctx, &list, client.InNamespace(namespace)); err != nil {
-		p.log.V(1).Info("policies of a new pod come from the cache", "namespace", namespace, "error", err.Error())
-		return nil
-	}
-	return list.Items
 }
 
 // Remember writes down what is in force, soon after it has changed and at most once a second, until ctx ends.

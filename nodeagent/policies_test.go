@@ -61,6 +61,15 @@ func (o *objects) Get(_ context.Context, key client.ObjectKey, out client.Object
 		}
 		return nil
 	}
+	if np, ok := out.(*networkingv1.NetworkPolicy); ok {
+		for i := range o.policies {
+			if client.ObjectKeyFromObject(&o.policies[i]) == key {
+				*np = o.policies[i]
+				return nil
+			}
+		}
+		return apierrors.NewNotFound(schema.GroupResource{Resource: "networkpolicies"}, key.Name)
+	}
 	going, ok := o.namespaces[key.Name]
 	if !ok {
 		return apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, key.Name)

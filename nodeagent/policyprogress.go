@@ -100,8 +100,11 @@ func leftOutReason(why policy.LeftOut) string {
 }
 
 func leftOutText(why policy.LeftOut) string {
-	if why.Before {
+	switch {
+	case why.Before:
 		return fmt.Sprintf("the version before stays in force, for %v", why.Err)
+	case why.Nobody:
+		return fmt.Sprintf("it selects no pod, for %v", why.Err)
 	}
 	return fmt.Sprintf("it isolates the pods that it selects and allows them nothing, for %v", why.Err)
 }

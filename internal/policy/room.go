@@ -30,6 +30,8 @@ type LeftOut struct {
 	Err error
 	// Before: the version before is in force. Otherwise the policy only isolates, and allows nothing.
 	Before bool
+	// Nobody: it does not isolate either, for whom it selects cannot be told.
+	Nobody bool
 }
 
 // SetLimits says how much fits, from now on.

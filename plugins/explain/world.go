@@ -53,7 +53,11 @@ func New(o Objects) (*World, error) {
 		ref := policy.RefOf(&o.Policies[i])
 		rules, notes, err := policy.FromNetworkPolicy(&o.Policies[i])
 		if err != nil {
-			notes = []policy.Note{{Path: "spec", Text: "isolates the pods that it selects and allows them nothing, for " + err.Error()}}
+			does := "isolates the pods that it selects and allows them nothing"
+			if len(rules) == 0 {
+				does = "selects no pod"
+			}
+			notes = []policy.Note{{Path: "spec", Text: does + ", for " + err.Error()}}
 		}
 		if err := w.engine.SetPolicy(ref, rules); err != nil {
 			return nil, err

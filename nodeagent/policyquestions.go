@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/kube-cilium/kube-cilium/internal/policy"
+)
+
+// foreseenFor is how long before its ADD a pod may have been foreseen. Who comes later asks again: a pod that gets
+// another sandbox has been there for long.
+const foreseenFor = 30 * time.Second
+
+// policyQuestions asks the API server for the policies of namespaces. To be sure that nothing is newer than its answer
+// takes the server up to a tenth of a second (KEP-2340), and pods often come many at once: whoever asks while a question
+// is on its way shares the next one with all others that do.
+type policyQuestions struct {
+	// ask for the policies of a namespace.
+	ask func(namespace string) (policyAnswer, error)
+
+	mu sync.Mutex
+	// last is the question of a namespace that was put last, next the one that is not put yet.
+	last, next map[string]*policyQuestion
+	// foreseen: pod -> what was asked when it came to this node.
+	foreseen map[types.UID]*foreseenPod
+}
+
+// policyAnswer is what the API server has, and the namespace that it is of; nil where there are no policies.
+type policyAnswer struct {
+	policies  []networkingv1.NetworkPolicy
+	namespace *corev1.Namespace
+}
+
+type policyQuestion struct {
+	// done is closed when the others are set.
+	done   chan struct{}
+	answer policyAnswer
+	err    error
+}
+
+// foreseenPod is a pod whose ADD is to come, or has come.
+type foreseenPod struct {
+	at time.Time
+	// done is closed when heard is set: the engine has all policies that were there before the pod.
+	done  chan struct{}
+	heard bool
+}
+
+func newPolicyQuestions(ask func(namespace string) (policyAnswer, error)) *policyQuestions {
+	return &policyQuestions{ask: ask, last: map[string]*policyQuestion{}, next: map[string]*policyQuestion{}, foreseen: map[types.UID]*foreseenPod{}}
+}
+
+// put returns a question that is not answered by anything older than this call.
+func (q *policyQuestions) put(namespace string) *policyQuestion {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	one := q.next[namespace]
+	if one == nil {
+		one = &policyQuestion{done: make(chan struct{})}
+		q.next[namespace] = one
+		go q.run(namespace, one, q.last[namespace])
+	}
+	return one
+}
+
+func (q *policyQuestions) run(namespace string, one, before *policyQuestion) {
+	defer close(one.done)
+	if before != nil {
+		<-before.done
+	}
+	q.mu.Lock()
+	delete(q.next, namespace) // from here on the answer may be older than who asks
+	q.last[namespace] = one
+	q.mu.Unlock()
+	one.answer, one.err = q.ask(namespace)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.last[namespace] == one && q.next[namespace] == nil {
+		delete(q.last, namespace)
+	}
+}
+
+// foreseenOf is what is known of a pod's question; nil: nobody asked, or too long ago.
+func (q *policyQuestions) foreseenOf(pod types.UID) *foreseenPod {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if f := q.foreseen[pod]; f != nil && time.Since(f.at) < foreseenFor {
+		return f
+	}
+	return nil
+}
+
+func (q *policyQuestions) forget(pod types.UID) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.foreseen, pod)
+}
+
+// foresee begins to gather what Admit needs for a pod that came to this node: the policies that were there before it.
+// Those that come later are told as ever.
+func (p *Policies) foresee(ctx context.Context, pod *corev1.Pod) {
+	if pod.Spec.HostNetwork || pod.Status.Phase != corev1.PodPending && pod.Status.Phase != "" {
+		return
+	}
+	q := p.questions
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.foreseen[pod.UID] != nil {
+		return
+	}
+	f := &foreseenPod{at: time.Now(), done: make(chan struct{})}
+	q.foreseen[pod.UID] = f
+	go func() {
+		defer close(f.done)
+		one := q.put(pod.Namespace)
+		select {
+		case <-one.done:
+		case <-ctx.Done():
+			return
+		}
+		if one.err != nil || p.makeWay(ctx, one.answer) != nil {
+			return // its ADD asks
+		}
+		p.applying.Lock()
+		defer p.applying.Unlock()
+		if f.heard = p.known; f.heard && p.hear(one.answer) {
+			p.wake.ring()
+		}
+	}()
+}
+
+// foreseePods is told of this node's pods.
+func (p *Policies) foreseePods(ctx context.Context, from cache.Cache) error {
+	i, err := from.GetInformer(ctx, &corev1.Pod{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watch Pods: %w", err)
+	}
+	if _, err := i.AddEventHandler(p.comings(ctx)); err != nil {
+		return fmt.Errorf("watch Pods: %w", err)
+	}
+	return nil
+}
+
+func (p *Policies) comings(ctx context.Context) toolscache.ResourceEventHandler {
+	comes := func(o any) {
+		if pod, ok := o.(*corev1.Pod); ok {
+			p.foresee(ctx, pod)
+		}
+	}
+	goes := func(o any) {
+		if gone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+			o = gone.Obj
+		}
+		if pod, ok := o.(*corev1.Pod); ok {
+			p.questions.forget(pod.UID)
+		}
+	}
+	return toolscache.ResourceEventHandlerFuncs{
+		AddFunc: comes,
+		UpdateFunc: func(before, now any) {
+			a, ok := before.(*corev1.Pod)
+			b, both := now.(*corev1.Pod)
+			if ok && both && a.UID != b.UID { // the one's end and the other's coming were missed
+				goes(before)
+				comes(now)
+			}
+		},
+		DeleteFunc: goes,
+	}
+}
+
+// ask returns the policies of a pod's namespace as the API server has them now; none where they were heard when the
+// pod came, and none when the server does not answer in time.
+func (p *Policies) ask(ctx context.Context, namespace string, pod types.UID) policyAnswer {
+	if namespace == "" {
+		return policyAnswer{}
+	}
+	ctx, cancel := context.WithTimeout(ctx, policyPatience)
+	defer cancel()
+	if f := p.questions.foreseenOf(pod); f != nil {
+		select {
+		case <-f.done:
+			if f.heard {
+				return policyAnswer{}
+			}
+		case <-ctx.Done():
+			return policyAnswer{}
+		}
+	}
+	one := p.questions.put(namespace)
+	select {
+	case <-one.done:
+	case <-ctx.Done():
+		return policyAnswer{}
+	}
+	if one.err != nil {
+		p.log.V(1).Info("policies of a new pod come from the cache", "namespace", namespace, "error", one.err.Error())
+	}
+	return one.answer
+}
+
+// askLive asks the API server for the policies of a namespace, and which namespace it is.
+func (p *Policies) askLive(namespace string) (policyAnswer, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), policyPatience)
+	defer cancel()
+	var list networkingv1.NetworkPolicyList
+	if err := p.live.List(ctx, &list, client.InNamespace(namespace)); err != nil {
+		return policyAnswer{}, fmt.Errorf("ask for the policies of %s: %w", namespace, err)
+	}
+	if len(list.Items) == 0 {
+		return policyAnswer{}, nil
+	}
+	var ns corev1.Namespace
+	if _, err := p.liveGet(ctx, types.NamespacedName{Name: namespace}, &ns); err != nil {
+		return policyAnswer{}, err
+	}
+	return policyAnswer{policies: list.Items, namespace: &ns}, nil
+}
+
+// makeWay comes before hear: where policies here are of another namespace than those of the answer, its pods are
+// closed before the answer's policies count. What they were promised has no object any more.
+func (p *Policies) makeWay(ctx context.Context, a policyAnswer) error {
+	if a.namespace == nil || a.namespace.UID == "" {
+		return nil
+	}
+	p.applying.Lock()
+	other := p.networks.ofAnother(a.namespace)
+	p.applying.Unlock()
+	if !other {
+		return nil
+	}
+	return p.closeOrphans(ctx, a.namespace.Name)
+}
+
+// ofAnother tells whether policies are of another namespace of that name.
+func (n *networkPolicies) ofAnother(ns *corev1.Namespace) bool {
+	for ref, h := range n.held {
+		if ref.Namespace == ns.Name && h.namespace != ns.UID && (h.namespace != "" || h.lingering) {
+			return true
+		}
+	}
+	return false
+}
+
+// hear takes policies that the cache may not have yet; true: there are new ones. applying is held.
+func (p *Policies) hear(a policyAnswer) (news bool) {
+	for i := range a.policies {
+		o := &a.policies[i]
+		ref, v := policy.RefOf(o), versionOf(o)
+		if gone, ok := p.networks.gone[ref]; ok && v <= gone.version {
+			continue // the answer is older
+		}
+		switch h := p.networks.held[ref]; {
+		case h == nil || h.version < v:
+			p.hold(o, fromLive)
+			news = true
+		case h.version == v && h.whence != fromCache:
+			h.whence, h.since = fromLive, time.Now()
+		}
+		p.place(o, a.namespace)
+	}
+	return news
+}
