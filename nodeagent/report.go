@@ -133,27 +133,36 @@ func (r *Report) sleep(ctx context.Context, d time.Duration) {
 func (r *Report) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	anew := false
 	if !r.made || r.standing().gone() {
 		r.made = false
-		var err error
-		if anew, err = r.make(ctx); err != nil {
+		anew, err := r.make(ctx)
+		if err != nil {
 			return err
 		}
 		r.made = true
+		if anew {
+			r.written = time.Time{}
+		}
 	}
 	status := makeReport(r.observe(), r.last)
 	age := time.Since(r.written)
 	if age := time.Since(r.written); age < reportStill {
 		keepLatencies(status.Health, r.last.Health) // they change with every probe, and would be a write each
 	}
-	turned := anew || r.written.IsZero() || !apiequality.Semantic.DeepEqual(cold(status), cold(r.last))
+	turned := r.written.IsZero() || !apiequality.Semantic.DeepEqual(cold(status), cold(r.last))
 	enforced := !apiequality.Semantic.DeepEqual(status.Policies, r.last.Policies)
 	if age > reportGap {
 		r.gap = 0
 	}
-	if !turned && (!enforced || age < r.gap) && age < reportGap {
+	if !turned && (!enforced || age < max(r.gap, r.writer.budget.pace())) && age < reportGap {
 		return nil
+	}
+	priority := Background
+	if turned || enforced || age >= reportStill {
+		priority = Ordinary
+	}
+	if !r.writer.budget.room(priority) {
+		return nil // who waited here would be deaf to news meanwhile, and then write what is no longer so
 	}
 	if !turned && age < reportGap {
 		status.Maps, status.Drops, status.Flows = r.last.Maps, r.last.Drops, r.last.Flows // for news of policies alone nobody walks through maps
@@ -161,13 +170,8 @@ func (r *Report) look(ctx context.Context) error {
 	} else {
 		r.count(&status)
 	}
-	turned = turned || enforced
-	if !turned && age < reportStill && apiequality.Semantic.DeepEqual(status, r.last) {
+	if priority == Background && apiequality.Semantic.DeepEqual(status, r.last) {
 		return nil
-	}
-	priority := Background
-	if turned {
-		priority = Ordinary
 	}
 	o := &v1alpha1.CiliumNodeReport{ObjectMeta: metav1.ObjectMeta{Name: r.node}, Status: status}
 	if err := r.writer.ApplyStatus(ctx, priority, o); err != nil {

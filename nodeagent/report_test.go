@@ -109,6 +109,38 @@ func TestNewsOfPoliciesKeepTheCounters(t *testing.T) {
 	}
 }
 
+// A report of counters waited for its share of the budget, for up to a minute after many pods had come, and no policy was
+// said to be in force meanwhile.
+func TestCountersWithoutRoomDoNotHoldUpPolicies(t *testing.T) {
+	o := observed{policies: v1alpha1.PolicyProgress{Kind: "NetworkPolicy", InForce: "7"}}
+	knows, err := scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := &statusKept{knows: knows}
+	r := &Report{
+		node: "n", writer: NewWriter(kept), observe: func() observed { return o }, standing: func() standing { return standing{} },
+		made: true, last: makeReport(o, v1alpha1.CiliumNodeReportStatus{}), written: time.Now().Add(-time.Minute),
+	}
+	for range budgetWrites {
+		r.writer.budget.take(Shared)
+		r.writer.budget.take(Background)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	o.endpoints = 100
+	if err := r.look(ctx); err != nil || kept.status.last != nil {
+		t.Fatalf("counters alone: %v, written %v", err, kept.status.last)
+	}
+	o.policies.InForce = "8"
+	if err := r.look(ctx); err != nil || kept.status.last == nil {
+		t.Fatalf("news of policies: %v, written %v", err, kept.status.last)
+	}
+	if r.last.Endpoints != 100 || r.last.Policies[0].InForce != "8" {
+		t.Errorf("written: %+v", r.last)
+	}
+}
+
 // What a repair could not do stood in the agent's log alone.
 func TestRepairErrorsAreReported(t *testing.T) {
 	o := observed{

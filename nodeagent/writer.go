@@ -37,10 +37,23 @@ const (
 	budgetWrites = 60
 	// leaseReserve of them are left to the lease.
 	leaseReserve = 6
+	// calm is how long after a Shared write pods are taken to go on coming or going.
+	calm = 10 * time.Second
 )
 
-// share is how many of the window's writes may be of this priority.
-var share = map[Priority]int{Background: 12, Ordinary: 20, Shared: budgetWrites - leaseReserve, Urgent: budgetWrites}
+// share is how many of the window's writes may be of one priority.
+type share struct {
+	idle int
+	busy int // while pods come or go
+}
+
+// What the lease leaves is Shared's and, while pods come or go, Ordinary's: there neither waits for the other.
+var shares = map[Priority]share{
+	Background: {12, 6}, // out of the share of Shared
+	Ordinary:   {20, 12},
+	Shared:     {budgetWrites - leaseReserve - 12, budgetWrites - leaseReserve - 12},
+	Urgent:     {budgetWrites, budgetWrites},
+}
 
 // budget lets at most budgetWrites through in any window, and of each priority its share. It remembers each of them.
 type budget struct {
@@ -59,26 +72,77 @@ type write struct {
 func (b *budget) take(p Priority) (wait time.Duration, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	now := b.clock()
-	b.made = slices.DeleteFunc(b.made, func(w write) bool { return now.Sub(w.at) >= budgetWindow })
-	own := slices.DeleteFunc(slices.Clone(b.made), func(w write) bool { return w.of != p })
-	all := budgetWrites - leaseReserve
-	if p == Urgent {
-		all = budgetWrites
-	}
-	if wait = max(full(b.made, all, now), full(own, share[p], now)); wait > 0 {
+	now := b.now()
+	if wait = b.full(p, now); wait > 0 {
 		return wait, false
 	}
 	b.made = append(b.made, write{now, p})
 	return 0, true
 }
 
-// full is how long writes of the last window leave no room for one more within limit.
-func full(made []write, limit int, now time.Time) time.Duration {
+// now also forgets what is older than the window.
+func (b *budget) now() time.Time {
+	now := b.clock()
+	b.made = slices.DeleteFunc(b.made, func(w write) bool { return now.Sub(w.at) >= budgetWindow })
+	return now
+}
+
+// full is how long there is no room for one more write of p.
+func (b *budget) full(p Priority, now time.Time) time.Duration {
+	wait := b.above(budgetWrites, now, Background, Ordinary, Shared, Urgent)
+	if p == Urgent {
+		return wait
+	}
+	wait = max(wait, b.above(budgetWrites-leaseReserve, now, Background, Ordinary, Shared))
+	if p != Ordinary {
+		wait = max(wait, b.above(shares[Shared].idle, now, Background, Shared))
+	}
+	return max(wait, b.above(shares[p].idle, now, p), min(b.busy(now), b.above(shares[p].busy, now, p)))
+}
+
+// above is how long writes of the window leave no room for one more of these within limit.
+func (b *budget) above(limit int, now time.Time, these ...Priority) time.Duration {
+	made := b.of(these...)
 	if len(made) < limit {
 		return 0
 	}
 	return made[len(made)-limit].at.Add(budgetWindow).Sub(now)
+}
+
+func (b *budget) of(these ...Priority) []write {
+	return slices.DeleteFunc(slices.Clone(b.made), func(w write) bool { return !slices.Contains(these, w.of) })
+}
+
+// busy is for how long pods are still taken to come or go.
+func (b *budget) busy(now time.Time) time.Duration {
+	made := b.of(Shared)
+	if len(made) == 0 {
+		return 0
+	}
+	return max(0, made[len(made)-1].at.Add(calm).Sub(now))
+}
+
+// pace is how far apart Ordinary writes have to be for their share to last: 0 until half of it is used, and then so that
+// the other half spreads over what is left of the window.
+func (b *budget) pace() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := b.now()
+	most := min(shares[Ordinary].idle, budgetWrites-leaseReserve-len(b.of(Background, Shared)))
+	if b.busy(now) > 0 {
+		most = shares[Ordinary].busy
+	}
+	if len(b.of(Ordinary)) < most/2 {
+		return 0
+	}
+	return budgetWindow * 5 / 3 / time.Duration(most)
+}
+
+// room tells whether a write of p may be made now.
+func (b *budget) room(p Priority) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.full(p, b.now()) <= 0
 }
 
 // Writer is the only way to the API server for writes. It waits until the node's budget has room.

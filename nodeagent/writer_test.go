@@ -45,17 +45,72 @@ func TestBudget(t *testing.T) {
 	})
 }
 
-// What people read never takes what packets wait for.
+// What people read never takes what packets wait for, and what packets wait for never takes all of what people wait for.
 func TestReportsLeaveRoomForIdentities(t *testing.T) {
-	b := &budget{clock: func() time.Time { return time.Unix(0, 0) }}
-	for _, p := range []Priority{Background, Ordinary} {
-		for range 2 * budgetWrites {
-			b.take(p)
+	now := time.Unix(0, 0)
+	b := &budget{clock: func() time.Time { return now }}
+	for _, step := range []struct {
+		name string
+		then time.Duration
+		of   Priority
+		asks int
+		want int
+	}{
+		{"counters while no pod comes", 0, Background, 60, 12},
+		{"a storm of policies", 0, Ordinary, 60, 20},
+		{"the first pods, just then", 0, Shared, 60, 22},
+		{"the lease", 0, Urgent, 6, 6},
+		{"a minute of pods", budgetWindow, Shared, 60, 42},
+		{"which policies are in force", 0, Ordinary, 60, 12},
+		{"counters", 0, Background, 60, 0},
+		{"the lease", 0, Urgent, 6, 6},
+		{"one pod", budgetWindow, Shared, 1, 1},
+		{"counters", 0, Background, 60, 6},
+		{"a storm of policies", 0, Ordinary, 60, 12},
+		{"more pods", 0, Shared, 60, 35},
+		{"the lease", 0, Urgent, 6, 6},
+		{"one pod", budgetWindow, Shared, 1, 1},
+		{"counters when no more come", calm, Background, 60, 12},
+	} {
+		now = now.Add(step.then)
+		got := 0
+		for range step.asks {
+			if _, ok := b.take(step.of); ok {
+				got++
+			}
+		}
+		if got != step.want {
+			t.Errorf("%s: %d writes, want %d", step.name, got, step.want)
 		}
 	}
-	for i := range 22 {
-		if _, ok := b.take(Shared); !ok {
-			t.Fatalf("identity %d had to wait for reports", i)
+}
+
+// Who keeps the pace never finds the share used up, whatever else is written.
+func TestPaceLastsForTheMinute(t *testing.T) {
+	for _, pods := range []bool{false, true} {
+		now := time.Unix(0, 0)
+		b := &budget{clock: func() time.Time { return now }}
+		last, most := now.Add(-time.Hour), time.Duration(0)
+		for range 10 * 60 * 4 {
+			now = now.Add(time.Second / 4)
+			if pods {
+				b.take(Shared)
+				b.take(Background)
+			}
+			age := now.Sub(last)
+			if age < max(b.pace(), 2*reportLook) {
+				continue
+			}
+			if wait, ok := b.take(Ordinary); !ok {
+				t.Fatalf("pods %v: after %v it has to wait for %v", pods, now.Sub(time.Unix(0, 0)), wait)
+			}
+			if last.After(time.Unix(0, 0)) {
+				most = max(most, age)
+			}
+			last = now
+		}
+		if most > reportGap {
+			t.Errorf("pods %v: news waited for %v", pods, most)
 		}
 	}
 }
