@@ -357,7 +357,8 @@ func (o *uninstallOptions) waitGone(ctx context.Context, c *cluster.Cluster, gvk
 			}
 			one.SetGroupVersionKind(gvk)
 			patch := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, reminded, last.Format(time.RFC3339))
-			if err := c.Patch(ctx, one, client.RawPatch(types.MergePatchType, patch)); client.IgnoreNotFound(err) != nil {
+			err := c.Patch(ctx, one, client.RawPatch(types.MergePatchType, patch))
+			if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) { // a conflict: who else writes it has reminded
 				return false, fmt.Errorf("remind of the deletion of %s: %w", one.Name, err)
 			}
 		}

@@ -5,11 +5,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -173,6 +175,38 @@ func TestUninstall(t *testing.T) {
 	if code != 0 {
 		t.Errorf("with nothing to do: exit %d: %s", code, errOut)
 	}
+}
+
+// stubborn is an API server with one kind whose deletion takes long, and that others write all the while.
+type stubborn struct {
+	client.Client
+	asked int
+}
+
+func (s *stubborn) List(_ context.Context, list client.ObjectList, _ ...client.ListOption) error {
+	all := list.(*metav1.PartialObjectMetadataList)
+	all.Items = nil
+	if s.asked < 2 {
+		all.Items = []metav1.PartialObjectMetadata{{ObjectMeta: metav1.ObjectMeta{Name: "ours", DeletionTimestamp: new(metav1.Now())}}}
+	}
+	return nil
+}
+
+func (s *stubborn) Patch(_ context.Context, o client.Object, _ client.Patch, _ ...client.PatchOption) error {
+	s.asked++
+	return apierrors.NewConflict(schema.GroupResource{Resource: "customresourcedefinitions"}, o.GetName(), errors.New("the object has been modified"))
+}
+
+// The reminder met a conflict with whoever was at work on the deletion, and that ended the uninstall.
+func TestUninstallEndedWhenAReminderMetAConflict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &stubborn{}
+		o := &uninstallOptions{nodeTimeout: 2 * time.Minute}
+		gvk := schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"}
+		if err := o.waitGone(t.Context(), &cluster.Cluster{Client: s}, gvk, func(name string) bool { return name == "ours" }); err != nil || s.asked != 2 {
+			t.Errorf("%v; reminded %d times", err, s.asked)
+		}
+	})
 }
 
 const forgotten = "test.kube-cilium.io/forgotten"
