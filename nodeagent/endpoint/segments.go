@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -21,21 +22,42 @@ func (e *Endpoint) big() bool {
 	return e.segment != datapath.OrdinarySegments() && e.segment != (datapath.SegmentSize{})
 }
 
+// resizeRetry and resizeRest are how soon a pod whose devices refused a size is tried again: first, and in the end.
+const (
+	resizeRetry = time.Second
+	resizeRest  = time.Minute
+)
+
 // FollowSegments gives the devices of pods that are there already the datapath's segment size, each time that it
-// turns, until ctx ends. Connections go on meanwhile: what is too large for a device the kernel cuts.
+// turns, until ctx ends; what is refused is tried again. Connections go on meanwhile: what is too large for a device the
+// kernel cuts.
 func (s *Set) FollowSegments(ctx context.Context, turned <-chan struct{}) error {
+	var wait time.Duration
+	var retry <-chan time.Time
+	said := map[string]string{}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-turned:
 		case <-s.again:
+		case <-retry:
 		}
+		refused := map[string]string{}
 		for _, e := range s.List() {
 			if err := s.resize(ctx, e.Attachment); err != nil {
-				s.Log.Error(err, "a pod keeps the segment size that it has", "pod", e.Pod.Namespace+"/"+e.Pod.Name)
+				pod := e.Pod.Namespace + "/" + e.Pod.Name
+				if refused[pod] = err.Error(); said[pod] != err.Error() {
+					s.Log.Error(err, "a pod keeps the segment size that it has; trying on", "pod", pod)
+				}
 			}
 		}
+		if said = refused; len(refused) == 0 {
+			wait, retry = 0, nil
+			continue
+		}
+		wait = min(max(2*wait, resizeRetry), resizeRest)
+		retry = time.After(wait)
 	}
 }
 
