@@ -232,7 +232,7 @@ func testAgain(t *testing.T, w *world, c way, proto uint8, v6 bool) {
 // age makes what a program remembers a tick older.
 func (w *world) age(program string) {
 	w.t.Helper()
-	m := w.progs[program].Maps["again_slots"]
+	m := w.program(program).Maps["again_slots"]
 	const now = 48 // offset in struct again
 	for slot := range m.MaxEntries() {
 		var per [][]byte

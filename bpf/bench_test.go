@@ -46,7 +46,7 @@ func BenchmarkPrograms(b *testing.B) {
 			if c.warm != nil {
 				c.warm(w)
 			}
-			prog := w.progs[c.prog].Programs[c.prog]
+			prog := w.program(c.prog).Programs[c.prog]
 			var total time.Duration
 			for range b.N {
 				_, per, err := prog.Benchmark(c.frame, c.repeat, nil)
@@ -76,7 +76,7 @@ func BenchmarkNewConnection(b *testing.B) {
 				w.enforce(1, egress, flags, rows...)
 				w.enforce(2, ingress, flags)
 			}
-			prog := w.progs["from_pod"].Programs["from_pod"]
+			prog := w.program("from_pod").Programs["from_pod"]
 			var total time.Duration
 			for i := range b.N {
 				p := fromA(podB4)

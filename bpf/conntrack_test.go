@@ -432,7 +432,7 @@ func TestFlood(t *testing.T) {
 	ctx := context{Ifindex: loopback}
 	for i := range 5000 {
 		binary.BigEndian.PutUint16(frame[14+20:], uint16(1024+i))
-		if _, err := w.progs["from_pod"].Programs["from_pod"].Run(&ebpf.RunOptions{Data: frame, Context: &ctx}); err != nil {
+		if _, err := w.program("from_pod").Programs["from_pod"].Run(&ebpf.RunOptions{Data: frame, Context: &ctx}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -464,7 +464,7 @@ func TestFlood(t *testing.T) {
 	w.reset()
 	for i := range 2 * hostTable {
 		binary.BigEndian.PutUint16(frame[14+20:], uint16(32768+i))
-		if _, err := w.progs["from_pod"].Programs["from_pod"].Run(&ebpf.RunOptions{Data: frame, Context: &ctx}); err != nil {
+		if _, err := w.program("from_pod").Programs["from_pod"].Run(&ebpf.RunOptions{Data: frame, Context: &ctx}); err != nil {
 			t.Fatal(err)
 		}
 		if i == hostTable/2 {

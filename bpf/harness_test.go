@@ -71,8 +71,10 @@ var unselected = bpf.PolicySide{Flags: uint16(bpf.MapsPolicyFlagsPOLICY_NONE)}
 type world struct {
 	t     testing.TB
 	maps  *ebpf.Collection
-	progs map[string]*ebpf.Collection
 	inner map[uint32]*ebpf.Map
+	// loaded are the programs that were asked for: the verifier takes its time over each.
+	loaded map[string]*ebpf.Collection
+	consts map[string]any
 	// addresses is settings.addresses, which never comes back.
 	addresses uint32
 }
@@ -103,7 +105,7 @@ func newWorld(t testing.TB, change map[string]any) *world {
 			m.MaxEntries = 4096
 		}
 	}
-	w := &world{t: t, progs: map[string]*ebpf.Collection{}, inner: map[uint32]*ebpf.Map{}}
+	w := &world{t: t, loaded: map[string]*ebpf.Collection{}, consts: consts, inner: map[uint32]*ebpf.Map{}}
 	if w.maps, err = ebpf.NewCollection(spec); err != nil {
 		t.Fatal(err)
 	}
@@ -117,30 +119,43 @@ func newWorld(t testing.TB, change map[string]any) *world {
 		w.inner[id] = m
 		w.put(bpf.MapsMapUnanswered, id, uint32(m.FD()))
 	}
-	for _, p := range bpf.DevicePrograms() {
-		spec, err := p.Load()
-		if err != nil {
-			t.Fatal(err)
+	t.Cleanup(func() {
+		for _, c := range w.loaded {
+			c.Close()
 		}
-		for name, v := range consts {
-			setConstant(t, spec, name, v)
-		}
-		replace := map[string]*ebpf.Map{}
-		for name, m := range w.maps.Maps {
-			if s := spec.Maps[name]; s != nil {
-				s.MaxEntries = m.MaxEntries()
-				replace[name] = m
-			}
-		}
-		c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
-		if err != nil {
-			t.Fatalf("load %s: %v", p.Name, err)
-		}
-		t.Cleanup(c.Close)
-		w.progs[p.Name] = c
-	}
+	})
 	w.fill()
 	return w
+}
+
+// program is one of the programs, loaded on this world's maps.
+func (w *world) program(name string) *ebpf.Collection {
+	w.t.Helper()
+	if c := w.loaded[name]; c != nil {
+		return c
+	}
+	programs := bpf.DevicePrograms()
+	i := slices.IndexFunc(programs, func(p bpf.Program) bool { return p.Name == name })
+	spec, err := programs[i].Load()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for name, v := range w.consts {
+		setConstant(w.t, spec, name, v)
+	}
+	replace := map[string]*ebpf.Map{}
+	for name, m := range w.maps.Maps {
+		if s := spec.Maps[name]; s != nil {
+			s.MaxEntries = m.MaxEntries()
+			replace[name] = m
+		}
+	}
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+	if err != nil {
+		w.t.Fatalf("load %s: %v", name, err)
+	}
+	w.loaded[name] = c
+	return c
 }
 
 func (w *world) put(name string, key, value any) {
@@ -307,7 +322,7 @@ func (w *world) run(prog string, frame []byte, change ...func(*context)) outcome
 	w.resetTarget(prog)
 	ctxOut := context{}
 	opts := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+512), Context: &ctx, ContextOut: &ctxOut}
-	ret, err := w.progs[prog].Programs[prog].Run(opts)
+	ret, err := w.program(prog).Programs[prog].Run(opts)
 	if err != nil {
 		w.t.Fatalf("run %s: %v", prog, err)
 	}
@@ -344,7 +359,7 @@ func (w *world) counters(hook bpf.Hook) map[bpf.Reason]uint64 {
 
 // The redirect's target is the first word of the program's scratch.
 func (w *world) resetTarget(prog string) {
-	m := w.progs[prog].Maps["scratch"]
+	m := w.program(prog).Maps["scratch"]
 	zero := make([][]byte, ebpf.MustPossibleCPU())
 	for i := range zero {
 		zero[i] = make([]byte, m.ValueSize())
@@ -356,7 +371,7 @@ func (w *world) resetTarget(prog string) {
 
 func (w *world) target(prog string) uint32 {
 	var per [][]byte
-	if err := w.progs[prog].Maps["scratch"].Lookup(uint32(0), &per); err != nil {
+	if err := w.program(prog).Maps["scratch"].Lookup(uint32(0), &per); err != nil {
 		w.t.Fatal(err)
 	}
 	for _, b := range per {

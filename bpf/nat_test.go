@@ -410,12 +410,12 @@ func TestAnswerToAConnectionOfTheTableBefore(t *testing.T) {
 		}
 		alone()
 		slot := uint32(bpf.MapsHookSLOT_BEFORE)
-		after.put(bpf.MapsMapHooks, slot, uint32(before.progs["from_netdev"].Programs["from_netdev"].FD()))
+		after.put(bpf.MapsMapHooks, slot, uint32(before.program("from_netdev").Programs["from_netdev"].FD()))
 		want := answer(in).with(func(p *packet) { p.smac, p.dmac, p.ttl = hostMAC, podMAC, 49 })
 		answered := func() {
 			frame := answer(sent).frame()
 			opts := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+512), Context: &context{Ifindex: loopback}}
-			ret, err := after.progs["from_netdev"].Programs["from_netdev"].Run(opts) // counted in the other world
+			ret, err := after.program("from_netdev").Programs["from_netdev"].Run(opts) // counted in the other world
 			if err != nil {
 				t.Fatal(err)
 			}

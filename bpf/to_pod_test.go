@@ -208,7 +208,7 @@ func TestStub(t *testing.T) {
 		}
 	}
 	for _, p := range bpf.DevicePrograms() {
-		w.put(bpf.MapsMapHooks, uint32(p.Hook), w.progs[p.Name].Programs[p.Name])
+		w.put(bpf.MapsMapHooks, uint32(p.Hook), w.program(p.Name).Programs[p.Name])
 	}
 	spec, err := bpf.LoadStub()
 	if err != nil {
