@@ -193,14 +193,23 @@ func eventually(t testing.TB, what string, within time.Duration, f func() error)
 	}
 }
 
-// proberDir is where the prober binary lies on this machine; nodes see this machine's files at the same path.
-func proberDir(t testing.TB) string {
-	t.Helper()
-	dir := filepath.Join(filepath.Dir(testClusterTool(t)), "prober")
+// buildProber builds the prober, once for all tests.
+var buildProber = sync.OnceValues(func() (dir string, err error) {
+	dir = filepath.Join(filepath.Dir(os.Getenv("TEST_CLUSTER")), "prober")
 	cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, "prober"), "./prober")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the prober: %v\n%s", err, out)
+		return "", fmt.Errorf("build the prober: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+// proberDir is where the prober binary lies on this machine; nodes see this machine's files at the same path.
+func proberDir(t testing.TB) string {
+	t.Helper()
+	dir, err := buildProber()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return dir
 }
