@@ -327,3 +327,46 @@ func TestAgainTooBig(t *testing.T) {
 		}
 	})
 }
+
+// TestAgainNameTakenOver: what somebody outside began is reset, and within the same tick the pod begins a connection of
+// that name. It leaves by its own way from the first packet on.
+func TestAgainNameTakenOver(t *testing.T) {
+	onOneCPU(t)
+	w := newWorld(t, nil)
+	both(t, func(t *testing.T, v6 bool) {
+		w.t = t
+		outer := packet{smac: wireMAC, dmac: nodeMAC, src: peer4, dst: node4, sport: 50000, dport: vxlanPort}
+		for _, c := range []struct {
+			name  string
+			begin func(packet) []byte // into what comes in
+			from  netip.Addr
+		}{
+			{"natively", packet.frame, pick(v6, out4, out6)},
+			{"through the tunnel", func(p packet) []byte { return outer.vxlan(idNode, p.frame()) }, pick(v6, peer4, peer6)},
+		} {
+			in := packet{smac: wireMAC, dmac: nodeMAC, src: c.from, dst: pick(v6, podA4, podA6), proto: protoTCP, sport: 50000, dport: 40000}
+			flags := func(p packet, f uint8) packet { return p.with(func(p *packet) { p.flags = f }) }
+			out := in.reply().with(func(p *packet) { p.smac, p.dmac = podMAC, hostMAC })
+			w.reset()
+			w.run("from_netdev", c.begin(flags(in, syn)))
+			w.run("from_pod", flags(out, syn|ack).frame())
+			w.run("from_netdev", c.begin(flags(in, ack)))
+			before := w.run("from_pod", flags(out, ack).frame())
+			w.run("from_netdev", c.begin(flags(in, rst)))
+			first := w.run("from_pod", flags(out, syn).frame())
+			w.run("from_netdev", flags(in, syn|ack).with(func(p *packet) { p.dst = pick(v6, node4, node6) }).frame())
+			second := w.run("from_pod", flags(out, ack).frame())
+			source := func(o outcome) netip.Addr {
+				at := 14 + 12
+				if v6 {
+					at = 14 + 8
+				}
+				a, _ := netip.AddrFromSlice(o.out[at : at+out.src.BitLen()/8])
+				return a
+			}
+			if bytes.Equal(first.out, before.out) || source(first) != pick(v6, node4, node6) || first.reason != second.reason || source(second) != source(first) {
+				t.Errorf("%s: left as %v %v, then as %v %v", c.name, first.reason, source(first), second.reason, source(second))
+			}
+		}
+	})
+}

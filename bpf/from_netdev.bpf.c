@@ -415,17 +415,7 @@ static __subprogram int go_on(struct __sk_buff *skb, struct pkt *p)
 SEC("tc")
 int from_netdev(struct __sk_buff *skb)
 {
-	struct pkt *p = head(skb, HOOK_FROM_NETDEV);
-	int reason;
-
-	if (!p)
-		return TC_DROP;
-	reason = go_on(skb, p);
-	if (reason == FORWARD_UNKNOWN) {
-		unknown(p);
-		reason = enter(skb, p);
-	}
-	return finish(skb, p, reason);
+	return shortest(skb, HOOK_FROM_NETDEV, go_on, enter);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -86,7 +86,7 @@ static __always_inline __u32 too_big(struct __sk_buff *skb, struct pkt *p)
 /* Through the tunnel. Returns a reason. */
 static __subprogram int to_node(struct __sk_buff *skb, struct pkt *p)
 {
-	struct encap h;
+	struct encap h __attribute__((aligned(8)));	/* encap_send() reads so */
 	__u32 out;
 	int r;
 
@@ -249,17 +249,7 @@ static __always_inline int speak(struct __sk_buff *skb, struct pkt *p)
 SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
-	struct pkt *p = head(skb, HOOK_FROM_POD);
-	int reason;
-
-	if (!p)
-		return TC_DROP;
-	reason = go_on(skb, p);
-	if (reason == FORWARD_UNKNOWN) {
-		unknown(p);
-		reason = speak(skb, p);
-	}
-	return finish(skb, p, reason);
+	return shortest(skb, HOOK_FROM_POD, go_on, speak);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"maps"
 	"net/netip"
 	"runtime"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
 
 	"github.com/kube-cilium/kube-cilium/bpf"
 )
@@ -305,6 +307,10 @@ type outcome struct {
 	target uint32 // ifindex it was redirected to
 }
 
+// checksumComplete is BPF_F_TEST_SKB_CHECKSUM_COMPLETE (Linux 6.11): the packet comes as from a network card that summed
+// it up from the IP header on, and the run fails with EBADMSG when it no longer has that sum.
+const checksumComplete = 1 << 2
+
 // run gives a frame to a program.
 func (w *world) run(prog string, frame []byte, change ...func(*context)) outcome {
 	w.t.Helper()
@@ -322,7 +328,17 @@ func (w *world) run(prog string, frame []byte, change ...func(*context)) outcome
 	w.resetTarget(prog)
 	ctxOut := context{}
 	opts := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+512), Context: &ctx, ContextOut: &ctxOut}
+	if prog == "from_netdev" {
+		opts.Flags = checksumComplete
+	}
 	ret, err := w.program(prog).Programs[prog].Run(opts)
+	if errors.Is(err, unix.EINVAL) && opts.Flags != 0 {
+		opts.Flags = 0
+		ret, err = w.program(prog).Programs[prog].Run(opts)
+	}
+	if errors.Is(err, unix.EBADMSG) {
+		w.t.Fatalf("%s changed the packet and not what the network card summed up", prog)
+	}
 	if err != nil {
 		w.t.Fatalf("run %s: %v", prog, err)
 	}

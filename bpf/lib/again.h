@@ -15,7 +15,9 @@
  *
  * All else goes the whole way. So does a connection that is not settled, or has
  * a side that was not allowed by its entry alone, or that is masqueraded or
- * crosses the host's stack.
+ * crosses the host's stack. So does one whose way its addresses alone do not
+ * tell: the next connection of its name, perhaps in this very tick, may go
+ * another, and what each CPU remembers nobody else can take back.
  */
 #ifndef KUBE_CILIUM_AGAIN_H
 #define KUBE_CILIUM_AGAIN_H
@@ -75,6 +77,7 @@ struct again {
 
 _Static_assert(sizeof(struct again) == 128, "again");
 _Static_assert(offsetof(struct again, target) == 64, "again");
+_Static_assert(offsetof(struct again, node.encap) % 8 == 0, "again");
 
 /* Private to each program and CPU; never pinned. */
 struct {
@@ -205,9 +208,12 @@ static __subprogram struct again *again_begin(struct pkt *p,
 	struct sight s;
 	struct again *a;
 
-	/* Headers between IP and transport are looked at each time. */
-	if (!p->lasting || p->tcp_flags & TCP_REPORTED || p->fragment || p->masquerade ||
+	/* glance() knows no others, and headers between IP and transport are looked at each time. */
+	if ((p->t.proto != IPPROTO_TCP && p->t.proto != IPPROTO_UDP) ||
 	    p->l4 != (came ? l4 + ENCAP_LEN : l4))
+		return NULL;
+	if (!p->lasting || p->tcp_flags & TCP_REPORTED || p->fragment ||
+	    p->masquerade || p->by_connection)
 		return NULL;
 	s.saddr = p->t.saddr;
 	s.daddr = p->t.daddr;

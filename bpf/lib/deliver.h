@@ -21,6 +21,11 @@
  * A router's duty: one hop less. The caller has seen that there is one left.
  * Written straight into the frame: the kernel makes its headers ours to write
  * once, when the program begins, and a helper would ask for each write.
+ *
+ * A network card may have summed up all from the IP header on
+ * (CHECKSUM_COMPLETE). An IPv4 header's sum stays the same, since it holds its
+ * own checksum; of an IPv6 header's change the kernel is told, or it sums up the
+ * packet again and calls the card's sum faulty.
  */
 static __always_inline int hop_at(struct __sk_buff *skb, const struct pkt *p,
 				  __u32 l3)
@@ -34,6 +39,8 @@ static __always_inline int hop_at(struct __sk_buff *skb, const struct pkt *p,
 		if ((void *)(ip + 1) > end)
 			return DROP_WRITE;
 		ip->hop_limit--;
+		/* Refused where there is no such sum. */
+		bpf_csum_update(skb, ~(__u32)bpf_htons(1));
 	} else {
 		struct iphdr *ip = data + l3;
 		__u32 sum;

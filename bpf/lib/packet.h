@@ -139,6 +139,7 @@ struct pkt {
 	bool related;		/* an error about a connection that we know */
 	bool refresh;		/* the connection's other entries are due to be touched */
 	bool masquerade;
+	bool by_connection;	/* its way depends on who began the connection, not on its addresses alone */
 	bool tunnel;		/* goes to, or came from, node */
 	bool judged;		/* policy was asked, not only remembered */
 	bool ended;		/* an entry of key is in the table of all, and its connection is over */

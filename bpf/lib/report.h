@@ -160,4 +160,30 @@ static __always_inline int finish(struct __sk_buff *skb, struct pkt *p,
 	return p->action;
 }
 
+/* What a program does with its packet. Returns a reason. */
+typedef int (*step)(struct __sk_buff *skb, struct pkt *p);
+
+/*
+ * A program that tries a short way before the whole one: the sheet is clean when
+ * the whole way begins, and also when the short one ends in a drop, whose report
+ * would else have the names of the packet before.
+ */
+static __always_inline int shortest(struct __sk_buff *skb, __u8 hook,
+				    step short_way, step whole_way)
+{
+	struct pkt *p = head(skb, hook);
+	int reason;
+
+	if (!p)
+		return TC_DROP;
+	reason = short_way(skb, p);
+	if (reason == FORWARD_UNKNOWN) {
+		unknown(p);
+		reason = whole_way(skb, p);
+	} else if (unlikely(is_drop(reason))) {
+		unknown(p);
+	}
+	return finish(skb, p, reason);
+}
+
 #endif

@@ -27,6 +27,7 @@ static __subprogram int find_route(struct pkt *p, const struct conn *c)
 	if (peer) {
 		__u32 flags = peer->flags;
 
+		p->by_connection = tunnel_port && flags & PEER_NODE;
 		if (flags & PEER_TUNNEL ||
 		    (flags & PEER_NODE && c && p->reply &&
 		     c->flags & CONN_TUNNEL)) {
@@ -47,8 +48,10 @@ static __subprogram int find_route(struct pkt *p, const struct conn *c)
 			return 0;
 	}
 	/* Who came from outside sees the address that it spoke to. */
-	p->masquerade = (p->ipv6 ? masquerade_ipv6 : masquerade_ipv4) &&
-			!(c && (p->reply || c->flags & CONN_ANSWERED));
+	if (p->ipv6 ? masquerade_ipv6 : masquerade_ipv4) {
+		p->masquerade = !(c && (p->reply || c->flags & CONN_ANSWERED));
+		p->by_connection = true;
+	}
 	return 0;
 }
 

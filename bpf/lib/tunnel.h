@@ -241,7 +241,8 @@ static __always_inline int set_ecn(struct __sk_buff *skb, struct pkt *p, int ecn
 		if (bpf_skb_load_bytes(skb, ETH_HLEN, &old, 2))
 			return DROP_WRITE;
 		head = (old & bpf_htons(0xf00f)) | bpf_htons((__u16)tos << 4);
-		if (bpf_skb_store_bytes(skb, ETH_HLEN, &head, 2, 0))
+		/* Nothing in the header makes up for it, so what a card summed up changes too. */
+		if (bpf_skb_store_bytes(skb, ETH_HLEN, &head, 2, BPF_F_RECOMPUTE_CSUM))
 			return DROP_WRITE;
 	} else {
 		__be16 old = bpf_htons(0x4500 | p->tos);
