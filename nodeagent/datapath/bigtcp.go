@@ -5,7 +5,9 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -41,6 +43,9 @@ func segmentsOf(l netlink.Link) segments {
 // take is true of a device that may be handed such segments.
 func (s segments) take(size SegmentSize) bool { return s.gso >= size.IPv6 && s.gso4 >= size.IPv4 }
 
+// beyond is true of a device that may be handed larger ones, of one family at least.
+func (s segments) beyond(size SegmentSize) bool { return s.gso > size.IPv6 || s.gso4 > size.IPv4 }
+
 // SegmentSize is the largest segment of each family that a device takes whole, in bytes.
 type SegmentSize struct{ IPv4, IPv6 int }
 
@@ -74,7 +79,7 @@ func SetSegmentSize(ifindex int, size SegmentSize) error {
 }
 
 // decideSegments is how large the segments are that pods' devices take whole, and how that came; err is that of a
-// kernel or a configuration that rules BIG TCP out. stack: the host's stack forwards what programs cannot redirect.
+// kernel or a configuration that rules BIG TCP out. stack: the host's stack forwards IPv6, for us or for others.
 func decideSegments(cfg Config, uplinks []uplink, stack bool) (_ SegmentSize, why string, err error) {
 	const ordinary = "segments of 64 KiB"
 	small, size := OrdinarySegments(), bigSegment
@@ -106,19 +111,34 @@ func decideSegments(cfg Config, uplinks []uplink, stack bool) (_ SegmentSize, wh
 	// The stack forwards no IPv6 segment with a jumbo option: it counts the option into each piece (ip6_pkt_too_big).
 	if stack || len(uplinks) > 1 {
 		big.IPv6 = ordinarySegment
-		return big, "segments of " + big.String() + ": the host's stack, which may have to forward here, does not forward larger ones of IPv6", nil
+		return big, "segments of " + big.String() + ": the host's stack forwards here, or may have to (several uplinks, no RedirectNeigh, or " +
+			"net.ipv6.conf.all.forwarding), and does not forward larger ones of IPv6", nil
 	}
 	return big, "segments of " + big.String(), nil
 }
 
-// sizeUplinks decides and marks the uplinks that are to be raised. Those that we raised and should not be any longer
-// are put back at once, as long as it is known that it was us; who is to be raised is, after it is written down.
-func (d *Datapath) sizeUplinks(cfg Config, uplinks []uplink) error {
+// forwardsIPv6 is true where the host's stack forwards IPv6 for others than us: to a NodePort or hostPort of somebody
+// else, or to another guest of the node. What cannot be read is taken for a yes.
+func forwardsIPv6(net *procSysNet, uplinks []uplink) bool {
+	paths := []string{"ipv6/conf/all/forwarding"}
+	for _, u := range uplinks {
+		paths = append(paths, "ipv6/conf/"+u.name+"/force_forwarding") // Linux 6.17
+	}
+	return slices.ContainsFunc(paths, func(path string) bool {
+		now, err := net.read(path)
+		return now != "0" && !errors.Is(err, fs.ErrNotExist)
+	})
+}
+
+// sizeUplinks decides, and marks the uplinks that are to be raised. What we raised and should not be any longer is
+// lowered at once, as long as it is known that it was us; who is to be raised is, after it is written down. An uplink
+// that refuses to be lowered is no reason to go without a datapath: it is told, and tried again.
+func (d *Datapath) sizeUplinks(cfg Config, uplinks []uplink) (SegmentSize, error) {
 	known, err := d.devices.Actual()
 	if err != nil {
-		return err
+		return SegmentSize{}, err
 	}
-	size, why, ruledOut := decideSegments(cfg, uplinks, d.stack)
+	size, why, ruledOut := decideSegments(cfg, uplinks, d.stack || forwardsIPv6(d.sysctl, uplinks))
 	d.bigTCP = Feature{Name: "BigTCP", Outcome: Supported, Using: why, Err: ruledOut}
 	switch {
 	case errors.Is(ruledOut, ErrForbidden):
@@ -126,50 +146,53 @@ func (d *Datapath) sizeUplinks(cfg Config, uplinks []uplink) error {
 	case ruledOut != nil:
 		d.bigTCP.Outcome = Unsupported
 	}
-	d.decided = size
 	there := map[uint32]bool{}
 	for i := range uplinks {
 		u := &uplinks[i]
 		there[uint32(u.index)] = true
 		u.raised = raisedByUs(known[uint32(u.index)])
-		switch {
-		case size == OrdinarySegments() && u.raised:
-			if err := SetSegmentSize(u.index, size); err != nil {
-				return fmt.Errorf("%s: %w", u.name, err)
+		if u.raised && u.beyond(size) {
+			lower := SegmentSize{min(u.gso4, size.IPv4), min(u.gso, size.IPv6)}
+			if err := SetSegmentSize(u.index, lower); err != nil {
+				d.refusesLower(u.name, err)
+				continue
 			}
-			u.raised = false
-		case !u.take(size):
-			u.raised = true
+			u.gso4, u.gso = lower.IPv4, lower.IPv6
 		}
+		u.raised = size != OrdinarySegments() && (u.raised || !u.take(size))
 	}
 	for index, dev := range known {
 		if there[index] || !raisedByUs(dev) {
 			continue
 		}
 		if err := SetSegmentSize(int(index), OrdinarySegments()); err != nil && !vanished(err) {
-			return fmt.Errorf("former uplink %d: %w", index, err)
+			d.refusesLower(fmt.Sprintf("former uplink %d", index), err)
 		}
 	}
-	return nil
+	return size, nil
 }
 
-// raiseUplinks comes after setDevices. An uplink that refuses leaves pods with what they have: frames that are too
-// large for it the kernel cuts.
-func (d *Datapath) raiseUplinks(uplinks []uplink) {
+func (d *Datapath) refusesLower(name string, err error) {
+	d.bigTCP.Using += fmt.Sprintf("; %s keeps larger ones: %v", name, err)
+}
+
+// raiseUplinks comes after setDevices, and when the programs are in force that know such segments: only then pods' devices
+// follow. An uplink that refuses leaves pods with 64 KiB.
+func (d *Datapath) raiseUplinks(uplinks []uplink, size SegmentSize) {
 	for _, u := range uplinks {
-		if !u.raised || u.take(d.decided) {
+		if !u.raised || u.take(size) {
 			continue
 		}
-		if err := SetSegmentSize(u.index, d.decided); err != nil {
-			d.decided = OrdinarySegments()
+		if err := SetSegmentSize(u.index, size); err != nil {
+			size = OrdinarySegments()
 			d.bigTCP.Using = fmt.Sprintf("segments of 64 KiB: %s refuses: %v", u.name, err)
 			break
 		}
 	}
-	if d.maxSegment == d.decided {
+	if d.maxSegment == size {
 		return
 	}
-	d.maxSegment = d.decided
+	d.maxSegment = size
 	select {
 	case d.resized <- struct{}{}:
 	default:

@@ -4,6 +4,7 @@ package datapath
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 
@@ -58,6 +59,7 @@ func TestDecideSegments(t *testing.T) {
 // is no uplink any longer, and at uninstall; what somebody else raised stays.
 func TestUplinksRaisedAndPutBack(t *testing.T) {
 	f := newFixture(t)
+	forward6(t, false)
 	d := f.open()
 	cfg := f.config()
 	cfg.Mode, cfg.BigTCP = v1alpha1.RoutingNative, v1alpha1.BigTCPAuto
@@ -109,9 +111,10 @@ func TestUplinksRaisedAndPutBack(t *testing.T) {
 	}
 	size := func(ups []uplink) {
 		t.Helper()
-		must(t, d.sizeUplinks(cfg, ups))
+		size, err := d.sizeUplinks(cfg, ups)
+		must(t, err)
 		must(t, d.setDevices(ups))
-		d.raiseUplinks(ups)
+		d.raiseUplinks(ups, size)
 	}
 	cfg.BigTCP = v1alpha1.BigTCPAuto
 	for name, back := range map[string]func(){
@@ -134,4 +137,43 @@ func TestUplinksRaisedAndPutBack(t *testing.T) {
 			t.Errorf("%s: %v is left", name, has())
 		}
 	}
+
+	// IPv6 alone shrinks, and grows again: the stack forwards it meanwhile, for us or for others.
+	must(t, SetSegmentSize(index, OrdinarySegments()))
+	for name, forwards := range map[string]func(bool){
+		"for us":     func(yes bool) { d.stack = yes },
+		"for others": func(yes bool) { forward6(t, yes) },
+	} {
+		size(uplinks())
+		forwards(true)
+		size(uplinks())
+		says(Supported, "196608 bytes of IPv4, 65536 of IPv6")
+		if want := (SegmentSize{bigSegment, ordinarySegment}); has() != want || d.MaxSegment() != want {
+			t.Errorf("the stack forwards %s: the uplink has %v, pods are to have %v", name, has(), d.MaxSegment())
+		}
+		forwards(false)
+		size(uplinks())
+		if has() != big {
+			t.Errorf("the stack no longer forwards %s: %v", name, has())
+		}
+	}
+
+	// One that cannot be asked refuses.
+	gone := uplinks()
+	gone[0].index, gone[0].raised = 1<<20, true
+	must(t, d.setDevices(gone))
+	cfg.BigTCP = v1alpha1.BigTCPOff
+	if _, err := d.sizeUplinks(cfg, gone); err != nil {
+		t.Errorf("an uplink that refuses: %v", err)
+	}
+	says(Forbidden, "keeps larger ones")
+	if !gone[0].raised {
+		t.Error("an uplink that refuses is not tried again")
+	}
+}
+
+func forward6(t *testing.T, yes bool) {
+	t.Helper()
+	value := map[bool]string{true: "1", false: "0"}[yes]
+	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte(value), 0))
 }

@@ -85,19 +85,20 @@ func (d *Datapath) configure(ctx context.Context) error {
 	if err := d.maps.writeSettings(func(s *bpf.Settings) { s.ReportInterval = interval }); err != nil {
 		return err
 	}
-	if err := d.sizeUplinks(cfg, uplinks); err != nil {
+	segment, err := d.sizeUplinks(cfg, uplinks)
+	if err != nil {
 		return err
 	}
 	if err := d.setDevices(uplinks); err != nil {
 		return err
 	}
-	d.raiseUplinks(uplinks)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if err := d.putInForce(cfg); err != nil {
 		return err
 	}
+	d.raiseUplinks(uplinks, segment)
 	if err := errors.Join(d.maps.finish(advanceSize(cfg.ConntrackMax)), d.progs.forgetBefore()); err != nil {
 		return err
 	}

@@ -111,11 +111,10 @@ type Datapath struct {
 	encap bool
 	// stack is true where the host's stack forwards what the programs cannot redirect.
 	stack bool
-	// decided is the segment size that uplinks are to take, maxSegment the one that pods' devices are; resized tells
-	// when it turned. bigTCP says why.
-	decided, maxSegment SegmentSize
-	resized             chan struct{}
-	bigTCP              Feature
+	// maxSegment is the segment size that pods' devices are to take; resized tells when it turned. bigTCP says why.
+	maxSegment SegmentSize
+	resized    chan struct{}
+	bigTCP     Feature
 	// forwardNote says how the FORWARD chain was dealt with; "" where the stack path is not in use.
 	forwardNote string
 	// forwardAway: there is no rule of ours.
