@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -37,7 +38,8 @@ func takeSegments(device string, size int) error {
 	return nil
 }
 
-// sizeWire has both ends of the wire take segments of this size.
+// sizeWire has both ends of the wire take segments of this size. Nodes that forward IPv6 keep that at 64 KiB, so these do
+// not as long as the size is another.
 func (o *ours) sizeWire(ctx context.Context, size int) error {
 	for _, n := range o.Nodes {
 		pid, err := o.agentPID(ctx, n.Name)
@@ -57,6 +59,10 @@ func (o *ours) sizeWire(ctx context.Context, size int) error {
 			}
 			if err == nil {
 				err = takeSegments(wireDevice, size)
+			}
+			if err == nil {
+				forwards := map[bool]string{true: "1", false: "0"}[size == ordinarySegment]
+				err = os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte(forwards), 0)
 			}
 			done <- err
 		}()
