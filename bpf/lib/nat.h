@@ -265,8 +265,12 @@ static __subprogram int nat_rewrite(struct __sk_buff *skb, const struct pkt *p,
 	if (!ipv6 && bpf_l3_csum_replace(skb, ETH_HLEN + offsetof(struct iphdr, check),
 					 0, diff, 0))
 		return DROP_WRITE;
-	if (p->fragment == FRAGMENT_LATER)
+	if (p->fragment == FRAGMENT_LATER) {
+		/* No checksum in it makes up for the address, where IPv4's header does: see hop_at(). */
+		if (ipv6)
+			bpf_csum_update(skb, diff);
 		return 0;
+	}
 	if (p->t.proto != IPPROTO_ICMP &&
 	    l4_diff(skb, check, diff, flags | BPF_F_PSEUDO_HDR, ipv6))
 		return DROP_WRITE;
