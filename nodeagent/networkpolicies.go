@@ -21,6 +21,7 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/policy"
+	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
 )
 
 // whence is where a policy was read.
@@ -48,7 +49,7 @@ type heldPolicy struct {
 	before *networkingv1.NetworkPolicySpec
 	// nobody: it selects no pod, for whom it selects cannot be told.
 	nobody bool
-	// never was in force, in no version: it isolates.
+	// never was in force, in no version, as far as this agent has seen: it isolates.
 	never bool
 	// lingering: the object is gone with its namespace, and pods of it are still on this node.
 	lingering bool
@@ -92,6 +93,7 @@ func (p *Policies) deletions() toolscache.ResourceEventHandler {
 		}
 		if np, ok := o.(*networkingv1.NetworkPolicy); ok {
 			p.networks.noteDeleted(np)
+			p.wake.ring() // the controller may have been told first, and looked already
 		}
 	}}
 }
@@ -109,6 +111,15 @@ func (n *networkPolicies) takeDeleted() map[policy.Ref]uint64 {
 	out := n.deleted
 	n.deleted = map[policy.Ref]uint64{}
 	return out
+}
+
+// giveBack what was taken and not looked at.
+func (n *networkPolicies) giveBack(deleted map[policy.Ref]uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for ref, v := range deleted {
+		n.deleted[ref] = max(v, n.deleted[ref])
+	}
 }
 
 // some tells whether the namespace has any policy.
@@ -198,74 +209,49 @@ type missingPolicy struct {
 	held *heldPolicy
 }
 
+// home is a namespace that has, or had, policies; without UID where nobody knows which it was.
+type home struct {
+	name string
+	uid  types.UID
+}
+
+// absence is what the cache does not have.
+type absence struct {
+	missing map[policy.Ref]missingPolicy
+	// left are homes that may be gone and have a successor -> their policies.
+	left map[home][]policy.Ref
+	// inUse are the namespaces of this node's pods, and of those that are about to come (awaited).
+	inUse, awaited map[string]bool
+	// onTheWay: some may come into the cache yet.
+	onTheWay bool
+}
+
 // fates says what becomes of the policies that are not in list. Again tells that it has to be asked again soon.
 func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy, deleted map[policy.Ref]uint64) (fates map[policy.Ref]judgement, again bool) {
-	present := make(map[policy.Ref]types.UID, len(list))
-	for i := range list {
-		present[policy.RefOf(&list[i])] = list[i].UID
-	}
-	fates = map[policy.Ref]judgement{}
-	type namespace struct {
-		name string
-		uid  types.UID
-	}
-	gone := map[namespace][]policy.Ref{}
-	missing := map[policy.Ref]missingPolicy{}
-	p.applying.Lock()
-	inUse := map[string]bool{}
-	for _, e := range p.pods() {
-		inUse[e.Pod.Namespace] = true
-	}
-	n := &p.networks
-	for name, uid := range n.unasked {
-		if inUse[name] {
-			gone[namespace{name, uid}] = nil
-		}
-	}
-	maps.DeleteFunc(n.gone, func(_ policy.Ref, d deletion) bool { return time.Since(d.at) > rememberGone })
-	for ref, v := range deleted {
-		n.newest = max(n.newest, v)
-		n.noteGone(ref, v)
-		if h := n.held[ref]; h != nil && h.whence == fromLive && h.version <= v {
-			h.whence = fromCache // the cache is past it
-		}
-	}
-	for ref, h := range n.held {
-		uid, there := present[ref]
-		if inUse[ref.Namespace] && (h.lingering || there && uid != h.object.UID) {
-			home := namespace{ref.Namespace, h.namespace}
-			gone[home] = append(gone[home], ref)
-		}
-		switch {
-		case there:
-		case h.whence == fromLive && time.Since(h.since) < seenSafely:
-			again = true // it is on its way into the cache
-		default:
-			missing[ref] = missingPolicy{*h, h}
-		}
-	}
-	p.applying.Unlock()
-	if err := p.askForMissing(ctx, missing); err != nil {
+	a := p.absent(list, deleted)
+	again = a.onTheWay
+	if err := p.askForMissing(a.missing); err != nil {
 		p.log.Info("policies that only this node knows stay until the API server says whether they are there", "error", err.Error())
 		again = true
 	}
-	ask := map[namespace][]policy.Ref{}
-	judge := func(ref policy.Ref, f fate) { fates[ref] = judgement{f, missing[ref].held} }
-	for ref, h := range missing {
+	fates = map[policy.Ref]judgement{}
+	judge := func(ref policy.Ref, f fate) { fates[ref] = judgement{f, a.missing[ref].held} }
+	unclear := map[home][]policy.Ref{}
+	for ref, h := range a.missing {
+		again = again || a.awaited[ref.Namespace]
 		switch {
-		case h.whence != fromCache:
+		case h.whence != fromCache: // it is there, or nobody could say
 			again = true
-		case !inUse[ref.Namespace]:
+		case !a.inUse[ref.Namespace]:
 			judge(ref, goes)
 		case h.lingering:
 			judge(ref, lingers)
 		default:
-			home := namespace{ref.Namespace, h.namespace}
-			ask[home] = append(ask[home], ref)
+			unclear[home{ref.Namespace, h.namespace}] = append(unclear[home{ref.Namespace, h.namespace}], ref)
 		}
 	}
 	unasked := map[string]types.UID{}
-	for home, refs := range gone {
+	for home, refs := range a.left {
 		back, err := p.cameBack(ctx, home.name, home.uid)
 		if err != nil {
 			p.log.Info("policies of a namespace that went stay until the API server says whether this is another", "namespace", home.name, "error", err.Error())
@@ -278,7 +264,7 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 			}
 		}
 	}
-	for home, refs := range ask {
+	for home, refs := range unclear {
 		uid, going, err := p.going(ctx, home.name)
 		if err == nil && !going && home.uid != uid { // another, or nobody knows which it was
 			err = p.closeOrphans(ctx, home.name)
@@ -289,52 +275,102 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 			continue
 		}
 		for _, ref := range refs {
-			if !going {
-				judge(ref, goes)
-				continue
-			}
-			judge(ref, lingers)
-			if home.uid == "" {
-				p.applying.Lock()
-				missing[ref].held.namespace = uid
-				p.applying.Unlock()
+			if judge(ref, goes); going {
+				judge(ref, lingers)
+				p.settle(a.missing[ref].held, uid)
 			}
 		}
 	}
 	p.applying.Lock()
 	defer p.applying.Unlock()
-	n.unasked = unasked
+	p.networks.unasked = unasked
 	return fates, again
 }
 
-// askForMissing asks for those of the policies which the cache never had, or not in this version. What is not there any
-// more it marks as known to the cache, and what is there, as heard anew. The first question without an answer is the last.
-func (p *Policies) askForMissing(ctx context.Context, missing map[policy.Ref]missingPolicy) error {
+// absent looks at what list lacks, and takes note of deletions.
+func (p *Policies) absent(list []networkingv1.NetworkPolicy, deleted map[policy.Ref]uint64) absence {
+	present := make(map[policy.Ref]*networkingv1.NetworkPolicy, len(list))
+	for i := range list {
+		present[policy.RefOf(&list[i])] = &list[i]
+	}
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	a := absence{missing: map[policy.Ref]missingPolicy{}, left: map[home][]policy.Ref{}, inUse: p.questions.awaited(), awaited: map[string]bool{}}
+	maps.Copy(a.awaited, a.inUse)
+	for _, e := range p.pods() {
+		a.inUse[e.Pod.Namespace] = true
+		delete(a.awaited, e.Pod.Namespace)
+	}
+	n := &p.networks
+	for name, uid := range n.unasked {
+		if a.inUse[name] {
+			a.left[home{name, uid}] = nil
+		}
+	}
+	maps.DeleteFunc(n.gone, func(_ policy.Ref, d deletion) bool { return time.Since(d.at) > rememberGone })
+	for ref, v := range deleted {
+		n.newest = max(n.newest, v)
+		n.noteGone(ref, v)
+		if h := n.held[ref]; h != nil && h.version <= v {
+			h.whence = fromCache // the cache is past it
+		}
+	}
+	for ref, h := range n.held {
+		now, there := present[ref]
+		if a.inUse[ref.Namespace] && (h.lingering || there && now.UID != h.object.UID) {
+			was := home{ref.Namespace, h.namespace}
+			a.left[was] = append(a.left[was], ref)
+		}
+		switch {
+		case there && (h.whence == fromCache || versionOf(now) >= h.version):
+		case h.whence == fromLive && time.Since(h.since) < seenSafely:
+			a.onTheWay = true
+		default:
+			a.missing[ref] = missingPolicy{*h, h}
+		}
+	}
+	return a
+}
+
+// settle notes which namespace a policy was in, where nobody knew.
+func (p *Policies) settle(h *heldPolicy, namespace types.UID) {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	if h.namespace == "" {
+		h.namespace = namespace
+	}
+}
+
+// askForMissing asks for the policies of the namespaces that have some of which the cache never had, or not in this
+// version. What is not there any more it marks as known to the cache, and what is there, as heard anew: also where it is
+// older, for somebody has put the cluster back. The first question without an answer is the last.
+func (p *Policies) askForMissing(missing map[policy.Ref]missingPolicy) error {
+	ahead := map[string][]policy.Ref{}
 	for ref, h := range missing {
-		if h.whence == fromCache {
-			continue
+		if h.whence != fromCache {
+			ahead[ref.Namespace] = append(ahead[ref.Namespace], ref)
 		}
-		var np networkingv1.NetworkPolicy
-		found, err := p.liveGet(ctx, types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}, &np)
-		if err != nil {
+	}
+	for namespace, refs := range ahead {
+		now, err := p.askLive(namespace)
+		if err = cmp.Or(err, now.way); err != nil {
 			return err
 		}
-		if !found {
-			p.applying.Lock()
-			h.held.whence = fromCache
-			p.applying.Unlock()
-			h.whence = fromCache
-			missing[ref] = h
-			continue
-		}
-		now := policyAnswer{policies: []networkingv1.NetworkPolicy{np}, namespace: &corev1.Namespace{}}
-		if _, err := p.liveGet(ctx, types.NamespacedName{Name: ref.Namespace}, now.namespace); err != nil {
-			return err
-		}
-		if err := p.makeWay(ctx, now); err != nil {
-			return err
+		there := map[policy.Ref]*networkingv1.NetworkPolicy{}
+		for i := range now.policies {
+			there[policy.RefOf(&now.policies[i])] = &now.policies[i]
 		}
 		p.applying.Lock()
+		for _, ref := range refs {
+			h := missing[ref]
+			switch o := there[ref]; {
+			case o == nil:
+				h.held.whence, h.whence = fromCache, fromCache
+				missing[ref] = h
+			case versionOf(o) < h.version && p.networks.held[ref] == h.held:
+				p.hold(o, fromLive)
+			}
+		}
 		p.hear(now)
 		p.applying.Unlock()
 	}
@@ -357,8 +393,8 @@ func (p *Policies) feedNetworkPolicies(ctx context.Context, list []networkingv1.
 		version = max(version, v)
 		h := p.networks.held[policy.RefOf(o)]
 		switch {
-		case h != nil && h.whence == fromLive && h.version > v:
-			// The cache is behind what a new pod has asked for.
+		case h != nil && h.whence != fromCache && h.version > v:
+			// The cache is behind what a new pod has asked for, or what was in force before this agent.
 		case h != nil && h.version == v && h.version != 0:
 			h.whence, h.lingering = fromCache, false
 		default:
@@ -381,6 +417,15 @@ func (p *Policies) feedNetworkPolicies(ctx context.Context, list []networkingv1.
 			p.engine.DeletePolicy(ref)
 			delete(p.networks.held, ref)
 			p.networks.noteGone(ref, h.version)
+		}
+	}
+	there := map[policy.Ref]bool{}
+	for i := range list {
+		there[policy.RefOf(&list[i])] = true
+	}
+	for ref, h := range p.networks.held {
+		if !there[ref] && h.whence == fromCache && !h.lingering { // it is gone, and counts as long as nobody says why
+			return min(version, p.InForce().version)
 		}
 	}
 	return version
@@ -418,11 +463,61 @@ func (p *Policies) cameBack(ctx context.Context, namespace string, before types.
 	return true, p.closeOrphans(ctx, namespace)
 }
 
+// makeWay comes before hear: where policies here are of another namespace than those of the answer, its pods are
+// closed before the answer's policies count. What they were promised has no object any more.
+func (p *Policies) makeWay(ctx context.Context, a policyAnswer) error {
+	if a.namespace == nil || a.namespace.UID == "" {
+		return nil
+	}
+	p.applying.Lock()
+	other := p.networks.ofAnother(a)
+	p.applying.Unlock()
+	if !other {
+		return nil
+	}
+	return p.closeOrphans(ctx, a.namespace.Name)
+}
+
+// ofAnother tells whether policies are of another namespace of that name, or may be: nobody knows which, and the answer does
+// not have them.
+func (n *networkPolicies) ofAnother(a policyAnswer) bool {
+	uids := map[policy.Ref]types.UID{}
+	for i := range a.policies {
+		uids[policy.RefOf(&a.policies[i])] = a.policies[i].UID
+	}
+	for ref, h := range n.held {
+		if ref.Namespace == a.namespace.Name && h.namespace != a.namespace.UID && (h.namespace != "" || h.lingering || uids[ref] != h.object.UID) {
+			return true
+		}
+	}
+	return false
+}
+
+// hear takes policies that the cache may not have yet; true: there are new ones. applying is held.
+func (p *Policies) hear(a policyAnswer) (news bool) {
+	for i := range a.policies {
+		o := &a.policies[i]
+		ref, v := policy.RefOf(o), versionOf(o)
+		if gone, ok := p.networks.gone[ref]; ok && v <= gone.version {
+			continue // the answer is older
+		}
+		switch h := p.networks.held[ref]; {
+		case h == nil || h.version < v:
+			p.hold(o, fromLive)
+			news = true
+		case h.version == v && h.whence != fromCache:
+			h.whence, h.since = fromLive, time.Now()
+		}
+		p.place(o, a.namespace)
+	}
+	return news
+}
+
 // closeOrphans closes the pods of a namespace whose objects are gone. Where the namespace was deleted and made again they
 // are those of the one before: what they were promised has no object any more.
 func (p *Policies) closeOrphans(ctx context.Context, namespace string) error {
 	p.applying.Lock()
-	endpoints := p.pods()
+	endpoints := slices.DeleteFunc(p.pods(), func(e *endpoint.Endpoint) bool { return p.orphans[e.Attachment] })
 	p.applying.Unlock()
 	var orphans []cni.Attachment
 	for _, e := range endpoints {
@@ -436,21 +531,47 @@ func (p *Policies) closeOrphans(ctx context.Context, namespace string) error {
 		}
 		if !found || !isPod(&pod, e.Pod.UID) {
 			orphans = append(orphans, e.Attachment)
-			p.wake.ring()
-			p.log.Info("a pod is closed: its namespace is gone, and another has the name", "namespace", namespace, "pod", e.Pod.Name)
 		}
 	}
 	p.applying.Lock()
 	defer p.applying.Unlock()
-	for _, a := range orphans {
-		p.orphans[a] = true
+	for _, e := range p.pods() { // those that were taken down meanwhile are none
+		if a := e.Attachment; slices.Contains(orphans, a) && !p.orphans[a] {
+			p.orphans[a] = true
+			p.wake.ring()
+			p.log.Info("a pod is closed: its namespace is gone, and another has the name", "namespace", namespace, "pod", e.Pod.Name)
+		}
+	}
+	return nil
+}
+
+// releaseOrphans opens static pods that were closed while they had no mirror: theirs comes back, in the new namespace.
+func (p *Policies) releaseOrphans(ctx context.Context) error {
+	p.applying.Lock()
+	endpoints := slices.DeleteFunc(p.pods(), func(e *endpoint.Endpoint) bool { return !p.orphans[e.Attachment] })
+	p.applying.Unlock()
+	for _, e := range endpoints {
+		key := types.NamespacedName{Namespace: e.Pod.Namespace, Name: e.Pod.Name}
+		var cached, pod corev1.Pod
+		if err := p.cache.Get(ctx, key, &cached); err != nil || !isPod(&cached, e.Pod.UID) {
+			continue // its coming is told
+		}
+		found, err := p.liveGet(ctx, key, &pod)
+		if err != nil {
+			return err
+		}
+		if found && isPod(&pod, e.Pod.UID) {
+			p.applying.Lock()
+			delete(p.orphans, e.Attachment)
+			p.applying.Unlock()
+		}
 	}
 	return nil
 }
 
 // liveGet asks the API server whether it has an object.
 func (p *Policies) liveGet(ctx context.Context, key types.NamespacedName, o client.Object) (found bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, policyPatience)
+	ctx, cancel := context.WithTimeout(ctx, p.patience)
 	defer cancel()
 	switch err := p.live.Get(ctx, key, o); {
 	case apierrors.IsNotFound(err):

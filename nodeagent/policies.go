@@ -3,6 +3,7 @@
 package nodeagent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,6 +96,8 @@ type Policies struct {
 	memory      policyMemory
 	networks    networkPolicies
 	questions   *policyQuestions
+	// patience bounds each question to the API server.
+	patience time.Duration
 	// changed is called, without locks held, after something else is in force than before.
 	changed func()
 	// dismissed is told of every endpoint that is gone.
@@ -130,7 +133,7 @@ type Policies struct {
 // NewPolicies reads the cache, and asks live where the cache may be behind. It is told later, once, where to write.
 func NewPolicies(cache, live client.Reader, endpoints func() *endpoint.Set, memory policyMemory, changed func(), log logr.Logger) *Policies {
 	p := &Policies{
-		cache: cache, live: live, endpoints: endpoints, engine: policy.NewEngine(), memory: memory, changed: changed, took: func(float64) {}, dismissed: func(uint16) {},
+		cache: cache, live: live, patience: policyPatience, endpoints: endpoints, engine: policy.NewEngine(), memory: memory, changed: changed, took: func(float64) {}, dismissed: func(uint16) {},
 		wake: newBell(), dirty: newBell(), log: log, ready: make(chan struct{}),
 		networks:   networkPolicies{held: map[policy.Ref]*heldPolicy{}, deleted: map[policy.Ref]uint64{}, gone: map[policy.Ref]deletion{}},
 		identities: map[identity.Number]labelled{}, learned: map[identity.Number]learned{}, wiring: map[uint16]*endpoint.Endpoint{}, orphans: map[cni.Attachment]bool{},
@@ -176,7 +179,9 @@ func (p *Policies) Restore(found []*endpoint.Endpoint) error {
 		}
 	}
 	for _, a := range last.Orphans {
-		p.orphans[a] = true
+		if slices.ContainsFunc(found, func(e *endpoint.Endpoint) bool { return e.Attachment == a }) {
+			p.orphans[a] = true
+		}
 	}
 	for _, who := range last.Identities {
 		p.identities[who.Number] = labelled{who.Labels, who.Ports}
@@ -225,9 +230,14 @@ func (p *Policies) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, 
 		p.cache.List(ctx, &shares, client.UnsafeDisableDeepCopy),
 	)
 	if err != nil {
+		p.networks.giveBack(deleted)
 		return ctrl.Result{}, fmt.Errorf("policies: %w", err)
 	}
 	fates, again := p.fates(ctx, list.Items, deleted)
+	if err := p.releaseOrphans(ctx); err != nil {
+		p.log.Info("pods that are closed stay so until the API server says whether they have come back", "error", err.Error())
+		again = true
+	}
 
 	p.applying.Lock()
 	version := p.feedNetworkPolicies(ctx, list.Items, fates)
@@ -468,6 +478,11 @@ func (p *Policies) note(pods map[uint16]datapath.PodPolicy, failed map[uint16]er
 		}
 		h.never = leftOut[ref].Err != nil && !leftOut[ref].Before
 		if !leftOut[ref].Before {
+			if h.err != nil && h.before != nil { // that never was in force, and is not to be once it fits
+				rules, _, _ := policy.FromNetworkPolicy(&h.object)
+				h.err = cmp.Or(p.engine.SetPolicy(ref, rules), h.err)
+				p.wake.ring()
+			}
 			h.before = nil
 		}
 	}
@@ -495,26 +510,21 @@ func (p *Policies) note(pods map[uint16]datapath.PodPolicy, failed map[uint16]er
 
 // Admit asks for the policies of the pod's namespace: one that was made just before the pod may not be in the cache.
 func (p *Policies) Admit(ctx context.Context, e *endpoint.Endpoint) func() error {
-	type heard struct {
-		policyAnswer
-		err error
-	}
-	answer := make(chan heard, 1)
+	answer := make(chan policyAnswer, 1)
 	go func() {
-		found := p.ask(ctx, e.Pod.Namespace, types.UID(e.Pod.UID))
-		answer <- heard{found, p.makeWay(ctx, found)}
+		answer <- p.ask(ctx, e.Pod.Namespace, types.UID(e.Pod.UID))
 	}()
 	return func() error {
 		found := <-answer
-		if found.err != nil {
-			return fmt.Errorf("%w: pods of a namespace that is gone have policies: %w", endpoint.ErrNotReady, found.err)
+		if found.way != nil {
+			return fmt.Errorf("%w: pods of a namespace that is gone have policies: %w", endpoint.ErrNotReady, found.way)
 		}
 		p.applying.Lock()
 		defer p.applying.Unlock()
 		if !p.known {
 			return fmt.Errorf("%w: the policies are not known", endpoint.ErrNotReady)
 		}
-		news := p.hear(found.policyAnswer)
+		news := p.hear(found)
 		news = p.learn(e.Who()) || news
 		p.wiring[e.ID] = e
 		return p.admit(e, news)

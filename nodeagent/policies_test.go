@@ -530,8 +530,7 @@ func TestPoliciesOfANamespaceDoNotOutliveIt(t *testing.T) {
 					}
 				}
 				p.remember()
-				p.restart()
-				p.wiring[1], p.wiring[2] = old, young
+				p.restart(old, young)
 			}
 			p.reconcile()
 			nodetest.Must(t, p.Dismiss(old))

@@ -3,6 +3,7 @@
 package nodeagent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -14,8 +15,6 @@ import (
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/kube-cilium/kube-cilium/internal/policy"
 )
 
 // foreseenFor is how long before its ADD a pod may have been foreseen. Who comes later asks again: a pod that gets
@@ -36,10 +35,13 @@ type policyQuestions struct {
 	foreseen map[types.UID]*foreseenPod
 }
 
-// policyAnswer is what the API server has, and the namespace that it is of; nil where there are no policies.
+// policyAnswer is what the API server has.
 type policyAnswer struct {
-	policies  []networkingv1.NetworkPolicy
+	policies []networkingv1.NetworkPolicy
+	// namespace that they are of: nil where there are none, without UID where it went meanwhile.
 	namespace *corev1.Namespace
+	// way is why nobody knows whether pods here are of another namespace of that name: the policies must not count yet.
+	way error
 }
 
 type policyQuestion struct {
@@ -51,7 +53,8 @@ type policyQuestion struct {
 
 // foreseenPod is a pod whose ADD is to come, or has come.
 type foreseenPod struct {
-	at time.Time
+	namespace string
+	at        time.Time
 	// done is closed when heard is set: the engine has all policies that were there before the pod.
 	done  chan struct{}
 	heard bool
@@ -101,6 +104,19 @@ func (q *policyQuestions) foreseenOf(pod types.UID) *foreseenPod {
 	return nil
 }
 
+// awaited are the namespaces of the pods whose ADD may come soon.
+func (q *policyQuestions) awaited() map[string]bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	out := map[string]bool{}
+	for _, f := range q.foreseen {
+		if time.Since(f.at) < foreseenFor {
+			out[f.namespace] = true
+		}
+	}
+	return out
+}
+
 func (q *policyQuestions) forget(pod types.UID) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -119,7 +135,7 @@ func (p *Policies) foresee(ctx context.Context, pod *corev1.Pod) {
 	if q.foreseen[pod.UID] != nil {
 		return
 	}
-	f := &foreseenPod{at: time.Now(), done: make(chan struct{})}
+	f := &foreseenPod{namespace: pod.Namespace, at: time.Now(), done: make(chan struct{})}
 	q.foreseen[pod.UID] = f
 	go func() {
 		defer close(f.done)
@@ -129,8 +145,9 @@ func (p *Policies) foresee(ctx context.Context, pod *corev1.Pod) {
 		case <-ctx.Done():
 			return
 		}
-		if one.err != nil || p.makeWay(ctx, one.answer) != nil {
-			return // its ADD asks
+		if err := cmp.Or(one.err, one.answer.way); err != nil {
+			p.log.V(1).Info("policies of a pod that comes are asked for in its ADD", "namespace", pod.Namespace, "pod", pod.Name, "error", err.Error())
+			return
 		}
 		p.applying.Lock()
 		defer p.applying.Unlock()
@@ -156,6 +173,9 @@ func (p *Policies) comings(ctx context.Context) toolscache.ResourceEventHandler 
 	comes := func(o any) {
 		if pod, ok := o.(*corev1.Pod); ok {
 			p.foresee(ctx, pod)
+			if pod.Annotations[corev1.MirrorPodAnnotationKey] != "" {
+				p.wake.ring() // it may have been closed for want of it
+			}
 		}
 	}
 	goes := func(o any) {
@@ -186,7 +206,7 @@ func (p *Policies) ask(ctx context.Context, namespace string, pod types.UID) pol
 	if namespace == "" {
 		return policyAnswer{}
 	}
-	ctx, cancel := context.WithTimeout(ctx, policyPatience)
+	ctx, cancel := context.WithTimeout(ctx, 2*p.patience) // one question, and the one before it
 	defer cancel()
 	if f := p.questions.foreseenOf(pod); f != nil {
 		select {
@@ -210,9 +230,10 @@ func (p *Policies) ask(ctx context.Context, namespace string, pod types.UID) pol
 	return one.answer
 }
 
-// askLive asks the API server for the policies of a namespace, and which namespace it is.
+// askLive asks the API server for the policies of a namespace, and which namespace it is, and makes way for them. It is
+// bounded by time alone: several may wait for it, and none of them may end it for the others.
 func (p *Policies) askLive(namespace string) (policyAnswer, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), policyPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), p.patience)
 	defer cancel()
 	var list networkingv1.NetworkPolicyList
 	if err := p.live.List(ctx, &list, client.InNamespace(namespace)); err != nil {
@@ -225,50 +246,7 @@ func (p *Policies) askLive(namespace string) (policyAnswer, error) {
 	if _, err := p.liveGet(ctx, types.NamespacedName{Name: namespace}, &ns); err != nil {
 		return policyAnswer{}, err
 	}
-	return policyAnswer{policies: list.Items, namespace: &ns}, nil
-}
-
-// makeWay comes before hear: where policies here are of another namespace than those of the answer, its pods are
-// closed before the answer's policies count. What they were promised has no object any more.
-func (p *Policies) makeWay(ctx context.Context, a policyAnswer) error {
-	if a.namespace == nil || a.namespace.UID == "" {
-		return nil
-	}
-	p.applying.Lock()
-	other := p.networks.ofAnother(a.namespace)
-	p.applying.Unlock()
-	if !other {
-		return nil
-	}
-	return p.closeOrphans(ctx, a.namespace.Name)
-}
-
-// ofAnother tells whether policies are of another namespace of that name.
-func (n *networkPolicies) ofAnother(ns *corev1.Namespace) bool {
-	for ref, h := range n.held {
-		if ref.Namespace == ns.Name && h.namespace != ns.UID && (h.namespace != "" || h.lingering) {
-			return true
-		}
-	}
-	return false
-}
-
-// hear takes policies that the cache may not have yet; true: there are new ones. applying is held.
-func (p *Policies) hear(a policyAnswer) (news bool) {
-	for i := range a.policies {
-		o := &a.policies[i]
-		ref, v := policy.RefOf(o), versionOf(o)
-		if gone, ok := p.networks.gone[ref]; ok && v <= gone.version {
-			continue // the answer is older
-		}
-		switch h := p.networks.held[ref]; {
-		case h == nil || h.version < v:
-			p.hold(o, fromLive)
-			news = true
-		case h.version == v && h.whence != fromCache:
-			h.whence, h.since = fromLive, time.Now()
-		}
-		p.place(o, a.namespace)
-	}
-	return news
+	a := policyAnswer{policies: list.Items, namespace: &ns}
+	a.way = p.makeWay(context.Background(), a)
+	return a, nil
 }
