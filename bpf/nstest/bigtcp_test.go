@@ -123,11 +123,11 @@ func (l *lab) bigTCP(t *testing.T) {
 		largest := row.to.largest()
 		for _, to := range []netip.Addr{row.v4, row.v6} {
 			if _, err := row.from.tcp(to, 4<<20); err != nil {
-				t.Errorf("%s to %v: %v", row.from.name, to, err)
+				t.Errorf("%s to %v: %v", row.from.role, to, err)
 			}
 			want := !row.tunnel && (to.Is4() || v6 == bigSegment)
 			if got := largest(); (got > ordinarySegment+100) != want {
-				t.Errorf("%s to %v: the largest segment has %d bytes", row.from.name, to, got)
+				t.Errorf("%s to %v: the largest segment has %d bytes", row.from.role, to, got)
 			}
 		}
 	}

@@ -26,6 +26,7 @@ func (l *lab) listenAll() {
 
 // TestTooLargeDevice: pods whose device takes more than the tunnel does are told, and everything arrives all the same.
 func TestTooLargeDevice(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, options{deviceMTU: 1500})
 	l.listenAll()
 	a, far := l.nodes[0].pods[0], l.nodes[1].pods[0]
@@ -51,6 +52,7 @@ func TestTooLargeDevice(t *testing.T) {
 // TestNextHop: what goes to a node on our link goes straight there, whatever the routes say; what is not on it, or of
 // which it is not known, goes where they lead.
 func TestNextHop(t *testing.T) {
+	t.Parallel()
 	for name, opts := range map[string]options{"tunnel": {}, "native": {native: true}} {
 		for _, onLink := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, on the link %v", name, onLink), func(t *testing.T) {
@@ -85,6 +87,7 @@ func TestNextHop(t *testing.T) {
 
 // TestCutSegments: with segments cut on the wire, as a real NIC has them.
 func TestCutSegments(t *testing.T) {
+	t.Parallel()
 	for name, opts := range map[string]options{"tunnel": {}, "native": {native: true}} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t, opts)
@@ -107,6 +110,7 @@ func TestCutSegments(t *testing.T) {
 
 // TestTraceroute: the pod hears where its packet ended.
 func TestTraceroute(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, options{})
 	a := l.nodes[0].pods[0]
 	for to, want := range map[netip.Addr]string{
@@ -122,6 +126,7 @@ func TestTraceroute(t *testing.T) {
 
 // TestOnePortForTwo: host and pod speak from one port to one server, in either order, and both are answered.
 func TestOnePortForTwo(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, options{})
 	l.outside.listen()
 	n := l.nodes[0]
@@ -174,6 +179,7 @@ func TestOnePortForTwo(t *testing.T) {
 
 // TestForgedSource: what a pod forges reaches nobody.
 func TestForgedSource(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, options{})
 	l.listenAll()
 	n := l.nodes[0]

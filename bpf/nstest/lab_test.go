@@ -48,11 +48,13 @@ func run(t testing.TB, name string, args ...string) string {
 // space is a network namespace of this test.
 type space struct {
 	t    testing.TB
+	role string
+	// name is the host's for it: other tests, of this process and of others, have theirs at the same time.
 	name string
 }
 
 func newSpace(t testing.TB, name string) *space {
-	s := &space{t: t, name: fmt.Sprintf("kct%d-%s", os.Getpid(), name)}
+	s := &space{t: t, role: name, name: fmt.Sprintf("kct%d-%s-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"), name)}
 	run(t, "ip", "netns", "add", s.name)
 	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", s.name).Run() })
 	s.ip("link set lo up")

@@ -31,10 +31,10 @@ type row struct {
 
 func (l *lab) rows() []row {
 	n1, n2 := l.nodes[0], l.nodes[1]
-	p := func(p *pod) party { return party{p.name, p.space, p.v4, p.v6} }
-	h := func(n *node) party { return party{n.name, n.space, n.v4, n.v6} }
+	p := func(p *pod) party { return party{p.role, p.space, p.v4, p.v6} }
+	h := func(n *node) party { return party{n.role, n.space, n.v4, n.v6} }
 	a, b, c := p(n1.pods[0]), p(n1.pods[1]), p(n2.pods[0])
-	out := party{l.outside.name, l.outside, outside4, outside6}
+	out := party{l.outside.role, l.outside, outside4, outside6}
 	masqueraded := h(n1)
 	if l.opts.noMasquerade {
 		masqueraded = a
@@ -80,6 +80,7 @@ func (r row) check(t *testing.T, v6 bool) {
 }
 
 func matrix(t *testing.T, opts options) {
+	t.Parallel()
 	l := newLab(t, opts)
 	for _, n := range l.nodes {
 		n.listen()
@@ -91,7 +92,7 @@ func matrix(t *testing.T, opts options) {
 	for _, r := range l.rows() {
 		for _, v6 := range []bool{false, true} {
 			family := map[bool]string{false: "v4", true: "v6"}[v6]
-			t.Run(fmt.Sprintf("%s to %s %s", r.from.name[len("kct"):], r.to.name[len("kct"):], family), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s to %s %s", r.from.name, r.to.name, family), func(t *testing.T) {
 				r.check(t, v6)
 			})
 		}

@@ -63,6 +63,7 @@ func port16(n uint16) uint16 {
 // TestServices connects, sends and receives by service addresses, from sockets of every kind, in a process of its own
 // inside the cgroup.
 func TestServices(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	dir := cgroup(t)
 	s := newSpace(t, "svc")
