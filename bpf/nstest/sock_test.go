@@ -63,7 +63,6 @@ func port16(n uint16) uint16 {
 // TestServices connects, sends and receives by service addresses, from sockets of every kind, in a process of its own
 // inside the cgroup.
 func TestServices(t *testing.T) {
-	t.Parallel()
 	needRoot(t)
 	dir := cgroup(t)
 	s := newSpace(t, "svc")
@@ -171,7 +170,7 @@ func TestSocketsInside(t *testing.T) {
 			// Both ends are on the loopback, so our own address is that of the backend.
 			chosen := map[netip.Addr]bool{}
 			for range 20 {
-				c, err := net.DialTimeout("tcp", at.String(), time.Second)
+				c, err := net.DialTimeout("tcp", at.String(), 5*time.Second)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -185,14 +184,14 @@ func TestSocketsInside(t *testing.T) {
 				t.Errorf("20 connections went to %v, want both backends", chosen)
 			}
 			for port, want := range map[uint16]error{emptyPort: refusal, nonePort: refusal} {
-				_, err := net.DialTimeout("tcp", netip.AddrPortFrom(svc, port).String(), time.Second)
+				_, err := net.DialTimeout("tcp", netip.AddrPortFrom(svc, port).String(), 5*time.Second)
 				if !errors.Is(err, want) {
 					t.Errorf("port %d: %v, want %v", port, err, want)
 				}
 			}
 		})
 		t.Run("connected udp "+svc.String(), func(t *testing.T) {
-			c, err := net.DialTimeout("udp", at.String(), time.Second)
+			c, err := net.DialTimeout("udp", at.String(), 5*time.Second)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -206,11 +205,11 @@ func TestSocketsInside(t *testing.T) {
 					_, from, err := c.(*net.UDPConn).ReadFromUDPAddrPort(b)
 					return from, err
 				}, at)
-			if _, err := net.DialTimeout("udp", netip.AddrPortFrom(svc, emptyPort).String(), time.Second); !errors.Is(err, refusal) {
+			if _, err := net.DialTimeout("udp", netip.AddrPortFrom(svc, emptyPort).String(), 5*time.Second); !errors.Is(err, refusal) {
 				t.Errorf("no backend: %v", err)
 			}
 			// Asking for one's source address is no harm.
-			probe, err := net.DialTimeout("udp", netip.AddrPortFrom(svc, nonePort).String(), time.Second)
+			probe, err := net.DialTimeout("udp", netip.AddrPortFrom(svc, nonePort).String(), 5*time.Second)
 			if err != nil {
 				t.Errorf("no such port: %v", err)
 			} else {
@@ -264,7 +263,7 @@ func TestSocketsInside(t *testing.T) {
 		}
 	})
 	t.Run("not a service", func(t *testing.T) {
-		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(backends4[0], echoPort).String(), time.Second)
+		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(backends4[0], echoPort).String(), 5*time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}
