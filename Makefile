@@ -140,7 +140,7 @@ test-unit: ## Run the tests that need neither root nor a kernel.
 .PHONY: test-kernel
 test-kernel: test-cluster ## Run all tests but the end-to-end ones, with root, the kernel and an API server; none may skip.
 	$(TEST_CLUSTER) build
-	KUBE_CILIUM_TEST_ROOT=1 KUBEBUILDER_ASSETS=$$($(TEST_CLUSTER) assets) go test -count=1 -p 1 -timeout 20m $$(go list ./... | grep -v /test/e2e)
+	KUBE_CILIUM_TEST_ROOT=1 KUBEBUILDER_ASSETS=$$($(TEST_CLUSTER) assets) go test -count=1 -p 2 -timeout 20m $$(go list ./... | grep -v /test/e2e)
 	cd test/cluster && KUBE_CILIUM_TEST_ROOT=1 go test -count=1 -p 1 -timeout 10m ./...
 	cd test/oracle && go test -count=1 -timeout 5m . -rapid.checks=1000
 
