@@ -43,6 +43,7 @@ up: up-says build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Bring a 
 	kubectl -n demo get pods -o wide; \
 	kubectl apply -f test/cluster/demo/policy.yaml; \
 	{ set +x; } 2>/dev/null; timeout 60 sh -c 'until kubectl -n demo logs deployment/stranger --tail=1 | grep -q exceeded; do sleep 1; done'; set -x; \
+	kubectl cilium policy wait only-the-client -n demo; \
 	kubectl cilium policy list -n demo; \
 	kubectl -n demo logs deployment/client --tail=3; \
 	kubectl -n demo logs deployment/stranger --tail=3; \
