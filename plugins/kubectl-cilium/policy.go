@@ -239,7 +239,7 @@ func printPolicies(out io.Writer, all []PolicySummary, wide bool, color colors, 
 	return t.flush()
 }
 
-// remarks are exceptions first, then what the policy waits for; the first of them unless all are wanted.
+// remarks are exceptions first, then who is late and what the policy waits for; the first of them unless all are wanted.
 func (s *PolicySummary) remarks(all bool) string {
 	var texts []string
 	for _, n := range s.Progress.In(progress.Exception) {
@@ -247,6 +247,13 @@ func (s *PolicySummary) remarks(all bool) string {
 	}
 	if away := s.Progress.In(progress.Unreachable); len(away) > 0 {
 		texts = append(texts, fmt.Sprintf("%d unreachable", len(away)))
+	}
+	switch late := s.Progress.In(progress.Behind); len(late) {
+	case 0:
+	case 1:
+		texts = append(texts, fmt.Sprintf("node/%s has not reported it yet", late[0].Name))
+	default:
+		texts = append(texts, fmt.Sprintf("%d nodes have not reported it yet", len(late)))
 	}
 	texts = append(texts, s.Notes...)
 	if !all && len(texts) > 1 {

@@ -212,6 +212,7 @@ func (out *Summary) summarizeAgent(s *Snapshot) {
 		return
 	}
 	st := ds.Status
+	st.NumberReady -= min(st.NumberReady, ending(s.Pods, cluster.AgentName))
 	out.Agent = Workload{out.Agent.Object, true, st.DesiredNumberScheduled, st.NumberReady, st.UpdatedNumberScheduled}
 	switch {
 	case st.ObservedGeneration < ds.Generation:
@@ -245,6 +246,17 @@ func (out *Summary) summarizeOperator(s *Snapshot) {
 		out.warn(out.Operator.Object, "%d of %d pods are ready", d.Status.ReadyReplicas, desired)
 	}
 	out.troubledPods(s, cluster.OperatorName)
+}
+
+// ending are the pods that are being deleted and still say that they are ready: a DaemonSet counts them.
+func ending(pods []corev1.Pod, app string) (n int32) {
+	for i := range pods {
+		c := podCondition(&pods[i], corev1.PodReady)
+		if pods[i].Labels[cluster.LabelName] == app && pods[i].DeletionTimestamp != nil && c != nil && c.Status == corev1.ConditionTrue {
+			n++
+		}
+	}
+	return n
 }
 
 // troubledPods says what the containers of unready pods say of themselves.

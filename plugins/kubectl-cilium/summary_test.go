@@ -23,6 +23,8 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
+	"github.com/kube-cilium/kube-cilium/plugins/cluster"
+	"github.com/kube-cilium/kube-cilium/plugins/progress"
 )
 
 // readSnapshot makes a snapshot of the cluster.yaml of a script: what the API server would say, without one.
@@ -123,6 +125,42 @@ func TestSummaryIsSafeToPrint(t *testing.T) {
 	text, err := json.Marshal(Summarize(s))
 	if err != nil || !json.Valid(text) {
 		t.Errorf("%v: %s", err, text)
+	}
+}
+
+// Agents that were just deleted say that they are ready for a moment, and their DaemonSet counts them.
+func TestSummaryOfAgentsThatEnd(t *testing.T) {
+	s := readSnapshot(t, "testdata/2-well.txtar")
+	gone := corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Name: "cilium-agent-1", Labels: map[string]string{cluster.LabelName: cluster.AgentName}, DeletionTimestamp: &metav1.Time{Time: s.Now},
+	}}
+	gone.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	s.Pods = append(s.Pods, gone)
+	if got := Summarize(s); got.Ready || got.Agent.Ready != s.DaemonSet.Status.NumberReady-1 || len(got.Problems) != 1 {
+		t.Errorf("%+v, %+v", got.Agent, got.Problems)
+	}
+	s.Pods[len(s.Pods)-1].Status.Conditions[0].Status = corev1.ConditionFalse // nobody counts it any more
+	if got := Summarize(s); !got.Ready {
+		t.Errorf("%+v, %+v", got.Agent, got.Problems)
+	}
+}
+
+// Nobody is left to guess why a policy is not in force everywhere.
+func TestRemarksOfAPolicyOnItsWay(t *testing.T) {
+	late := func(names ...string) (p progress.Policy) {
+		for _, name := range names {
+			p.Nodes = append(p.Nodes, progress.Node{Name: name, State: progress.Behind})
+		}
+		return p
+	}
+	for want, p := range map[string]progress.Policy{
+		"":                                 {Nodes: []progress.Node{{Name: "a", State: progress.InForce}}},
+		"node/b has not reported it yet":   late("b"),
+		"3 nodes have not reported it yet": late("b", "c", "d"),
+	} {
+		if got := (&PolicySummary{Progress: p}).remarks(false); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 
