@@ -57,6 +57,9 @@ type Cluster struct {
 
 // Connect takes the flags as kubectl does. It does not speak to the API server yet.
 func Connect(flags *genericclioptions.ConfigFlags) (*Cluster, error) {
+	if err := checkKubeconfig(flags); err != nil {
+		return nil, err
+	}
 	config, err := flags.ToRESTConfig()
 	if err != nil {
 		return nil, err

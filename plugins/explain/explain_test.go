@@ -198,4 +198,10 @@ func TestParsePort(t *testing.T) {
 			t.Errorf("%q became %v", text, got)
 		}
 	}
+	// A number that is no port was answered with how a port is written.
+	for _, number := range []string{"0", "65536", "99999", "99999999999999999999"} {
+		if _, err := ParsePort(number + "/udp"); err == nil || !strings.Contains(err.Error(), number+" is no port (1 to 65535)") {
+			t.Errorf("%s: %v", number, err)
+		}
+	}
 }

@@ -151,6 +151,8 @@ func ParsePort(text string) (Port, error) {
 	switch {
 	case err == nil && n > 0:
 		p.Number = uint16(n)
+	case err == nil || errors.Is(err, strconv.ErrRange):
+		return Port{}, fmt.Errorf("%w: --port %q: %s is no port (1 to 65535)", ErrQuestion, text, number)
 	case err != nil && number != "" && strings.Trim(number, "0123456789") != "":
 		p.Name = number
 	default:

@@ -42,7 +42,7 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	cmd.SetOut(streams.Out)
 	cmd.SetErr(streams.ErrOut)
 	cmd.SetIn(streams.In)
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{kubectlname.FlagError(c, err)} })
 	p.flags.AddFlags(cmd.PersistentFlags())
 	cmd.PersistentFlags().StringVar(&p.color, "color", "auto", "Colours in tables: auto (for a terminal, unless NO_COLOR is set), always or never.")
 	cmd.AddCommand(

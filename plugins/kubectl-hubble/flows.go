@@ -18,6 +18,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kube-cilium/kube-cilium/internal/flow"
 )
@@ -37,6 +40,7 @@ type flowsOptions struct {
 	printNode     bool
 	last, first   uint64
 
+	shown                 int
 	lastGiven, scopeGiven bool
 	now                   time.Time
 }
@@ -121,6 +125,9 @@ func (o *flowsOptions) request() (*observerpb.GetFlowsRequest, error) {
 	if req.Until, err = o.time("until", o.until); err != nil {
 		return nil, err
 	}
+	if req.Since != nil && req.Until != nil && req.Until.AsTime().Before(req.Since.AsTime()) {
+		return nil, fmt.Errorf("--until %s is before --since %s: there is nothing between", flow.Safe(o.until), flow.Safe(o.since))
+	}
 	switch {
 	case o.first > 0 && (o.follow || o.lastGiven || o.all):
 		return nil, errors.New("--first goes with none of --follow, --last and --all")
@@ -186,9 +193,8 @@ func (o *flowsOptions) run(ctx context.Context) error {
 		return err
 	}
 	printer := &flow.HubblePrinter{Out: o.Out, Format: flow.Format(o.output), Node: o.printNode, Numeric: o.numeric, Color: color}
-	shown := 0
 	print := func(r *observerpb.GetFlowsResponse) error {
-		shown++
+		o.shown++
 		if r.GetFlow().GetNodeName() == "" && r.GetFlow() != nil {
 			r.GetFlow().NodeName = r.GetNodeName()
 		}
@@ -206,26 +212,34 @@ func (o *flowsOptions) run(ctx context.Context) error {
 	if st, ok := status.FromError(err); ok && st.Code() == codes.InvalidArgument {
 		return errors.New(st.Message())
 	}
-	if err == nil && shown == 0 && ctx.Err() == nil && !o.allNamespaces && o.input == "" {
-		o.remark("nothing was found; -A looks into every namespace, --all further back")
-	}
 	return err
+}
+
+// foundNothing tells whether that is to be said: not to machines, and not of what is still to come.
+func (o *flowsOptions) foundNothing(ctx context.Context) bool {
+	f := flow.Format(o.output)
+	return o.shown == 0 && !o.follow && ctx.Err() == nil && f != flow.JSON && f != flow.JSONPB
 }
 
 func (o *flowsOptions) readInput(req *observerpb.GetFlowsRequest, print func(*observerpb.GetFlowsResponse) error) error {
 	if o.follow {
 		return errors.New("--follow and --input-file exclude one another")
 	}
-	if o.input == "-" {
-		return readInput(o.In, req, print)
+	in, name := o.In, "stdin"
+	if o.input != "-" {
+		f, err := os.Open(o.input)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		in, name = f, o.input
 	}
-	f, err := os.Open(o.input)
+	read, err := readInput(in, req, print)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	defer f.Close()
-	if err := readInput(f, req, print); err != nil {
-		return fmt.Errorf("%s: %w", o.input, err)
+	if o.foundNothing(context.Background()) {
+		o.remark(fmt.Sprintf("nothing was found: %s holds %d flows", name, read))
 	}
 	return nil
 }
@@ -252,7 +266,17 @@ func (o *flowsOptions) ask(ctx context.Context, req *observerpb.GetFlowsRequest,
 			return fmt.Errorf("no node with an agent fits --node-name %s", flow.Safe(strings.Join(wanted, ",")))
 		}
 	}
-	return (&source{targets: targets, remark: o.remark}).Flows(ctx, req, print)
+	if err := (&source{targets: targets, remark: o.remark}).Flows(ctx, req, print); err != nil || !o.foundNothing(ctx) {
+		return err
+	}
+	if namespace := o.within(); namespace != "" {
+		if err := a.cluster.Get(ctx, client.ObjectKey{Name: namespace}, &corev1.Namespace{}); apierrors.IsNotFound(err) {
+			o.remark(noNamespace(namespace))
+			return nil
+		}
+	}
+	o.remark(o.nothing(lookedAt(ctx, targets, a.askOne)))
+	return nil
 }
 
 func (o *flowsOptions) wantsColor() (bool, error) {

@@ -97,8 +97,10 @@ func TestWrongQuestions(t *testing.T) {
 	}{
 		{"flows extra", `unknown command "extra"`, exitUsage},
 		{"nothing", `unknown command "nothing"`, exitUsage},
-		{"flows --last many", "invalid argument", exitUsage},
-		{"flows --colour", "unknown flag", exitUsage},
+		{"flows --last many", `invalid argument "many" for --last: a whole number from 0 on is wanted (see kubectl hubble flows --help)`, exitUsage},
+		{"flows --last -3", `invalid argument "-3" for --last: a whole number`, exitUsage},
+		{"flows --colour", "unknown flag: --colour (see kubectl hubble flows --help)", exitUsage},
+		{"flows --since 1m --until 5m", "--until 5m is before --since 1m", exitFailed},
 		{"flows -o xml", "compact, table, dict, json, jsonpb", exitFailed},
 		{"flows --type gossip", "not a type", exitFailed},
 		{"flows --type trace:nowhere", "not a point of a trace", exitFailed},

@@ -83,7 +83,7 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	cmd.SetOut(streams.Out)
 	cmd.SetErr(streams.ErrOut)
 	cmd.SetIn(streams.In)
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{kubectlname.FlagError(c, err)} })
 	p.flags.AddFlags(cmd.PersistentFlags())
 	cmd.AddCommand(p.flows(), p.status(), p.list(), kubectlname.Completion("kubectl-hubble", streams.Out, streams.ErrOut))
 	for _, verb := range cmd.Commands() {

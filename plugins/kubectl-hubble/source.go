@@ -269,11 +269,12 @@ func nodeStatusText(e *relaypb.NodeStatusEvent) string {
 	return fmt.Sprintf("nodes %v%s: %s", names, more, e.GetMessage())
 }
 
-// readInput calls each for the flows of a file that -o json has written, which the request wants: the last ones of them.
-func readInput(in io.Reader, req *observerpb.GetFlowsRequest, each func(*observerpb.GetFlowsResponse) error) error {
+// readInput calls each for the flows of a file that -o json has written, which the request wants: the last ones of them. It
+// gives how many flows it has read.
+func readInput(in io.Reader, req *observerpb.GetFlowsRequest, each func(*observerpb.GetFlowsResponse) error) (flows int, err error) {
 	filter, err := flow.NewFilter(req.GetWhitelist(), req.GetBlacklist())
 	if err != nil {
-		return err
+		return flows, err
 	}
 	var kept []*observerpb.GetFlowsResponse
 	lines := bufio.NewScanner(in)
@@ -281,16 +282,19 @@ func readInput(in io.Reader, req *observerpb.GetFlowsRequest, each func(*observe
 	for n := 1; lines.Scan(); n++ {
 		r, err := parseLine(lines.Bytes())
 		if err != nil {
-			return fmt.Errorf("line %d: %w", n, err)
+			return flows, fmt.Errorf("line %d: %w", n, err)
 		}
 		f := r.GetFlow()
+		if f != nil {
+			flows++
+		}
 		at := f.GetTime().AsTime()
 		if f == nil || req.Since != nil && at.Before(req.Since.AsTime()) || req.Until != nil && at.After(req.Until.AsTime()) || !filter.Match(f) {
 			continue
 		}
 		if kept = append(kept, r); req.Number == 0 {
 			if err := each(r); err != nil {
-				return err
+				return flows, err
 			}
 			kept = kept[:0]
 			continue
@@ -303,14 +307,14 @@ func readInput(in io.Reader, req *observerpb.GetFlowsRequest, each func(*observe
 		}
 	}
 	if err := lines.Err(); err != nil {
-		return err
+		return flows, err
 	}
 	for _, r := range kept {
 		if err := each(r); err != nil {
-			return err
+			return flows, err
 		}
 	}
-	return nil
+	return flows, nil
 }
 
 // parseLine reads a message of GetFlows, or a flow alone.

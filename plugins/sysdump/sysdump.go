@@ -18,6 +18,7 @@ import (
 	observerpb "github.com/cilium/cilium/api/v1/observer"
 	"google.golang.org/protobuf/encoding/protojson"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -72,6 +73,9 @@ type collector struct {
 // Collect writes the archive. What could not be had is in its summary and in the result; an error means that there is no
 // archive.
 func Collect(ctx context.Context, c *cluster.Cluster, o Options) (*Result, error) {
+	if err := known(ctx, c, o.Nodes); err != nil {
+		return nil, err
+	}
 	now := time.Now().UTC()
 	a, err := newArchive(o.File, "cilium-sysdump-"+now.Format("20060102-150405"), o.MaxSize, now)
 	if err != nil {
@@ -101,6 +105,7 @@ func Collect(ctx context.Context, c *cluster.Cluster, o Options) (*Result, error
 	if ctx.Err() != nil {
 		return nil, errors.Join(errors.New("interrupted: no archive was written"), a.drop())
 	}
+	o.Progress("writing %s", o.File)
 	slices.Sort(r.missing)
 	result := &Result{File: o.File, Files: len(a.files), Missing: append([]string{}, r.missing...)}
 	for _, f := range a.files {
@@ -110,6 +115,16 @@ func Collect(ctx context.Context, c *cluster.Cluster, o Options) (*Result, error
 		return nil, errors.Join(err, a.drop())
 	}
 	return result, a.finish()
+}
+
+// known returns an error where the cluster does not have a node that is asked for. Whoever may not read nodes is trusted.
+func known(ctx context.Context, c *cluster.Cluster, nodes []string) error {
+	for _, name := range nodes {
+		if err := c.Get(ctx, client.ObjectKey{Name: name}, &corev1.Node{}); err != nil && !apierrors.IsForbidden(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // miss notes what could not be had.
@@ -191,7 +206,7 @@ func (r *collector) pods(ctx context.Context, run func(string, func(context.Cont
 		return
 	}
 	slices.SortFunc(pods.Items, func(a, b corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
-	seen := map[string]bool{}
+	seen, logs := map[string]bool{}, 0
 	for i := range pods.Items {
 		p := &pods.Items[i]
 		app, node := p.Labels[cluster.LabelName], p.Spec.NodeName
@@ -202,8 +217,10 @@ func (r *collector) pods(ctx context.Context, run func(string, func(context.Cont
 			continue
 		}
 		for _, s := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+			logs++
 			run("log of "+p.Name+"/"+s.Name, func(ctx context.Context) error { return r.log(ctx, p.Name, s.Name, false) })
 			if s.RestartCount > 0 {
+				logs++
 				run("previous log of "+p.Name+"/"+s.Name, func(ctx context.Context) error { return r.log(ctx, p.Name, s.Name, true) })
 			}
 		}
@@ -212,6 +229,7 @@ func (r *collector) pods(ctx context.Context, run func(string, func(context.Cont
 			run("node/"+node, func(ctx context.Context) error { return r.node(ctx, node) })
 		}
 	}
+	r.Progress("logs and nodes: %d logs, %d nodes", logs, len(seen))
 	for _, node := range r.Nodes {
 		if !seen[node] {
 			r.miss("node/"+node, cluster.ErrNoAgent)
@@ -256,10 +274,10 @@ const averageLine = 160
 func (r *collector) node(ctx context.Context, node string) error {
 	ctx, cancel := context.WithTimeout(ctx, r.NodeTimeout)
 	defer cancel()
-	r.Progress("node/%s: maps, flows, CNI configuration", node)
 	folder := "nodes/" + node + "/"
 	var failed []error
 	for _, what := range []string{"status", "cni"} {
+		r.Progress("node/%s: %s", node, map[string]string{"status": "state", "cni": "CNI configuration"}[what])
 		var answer any
 		err := r.c.Inspect(ctx, node, &answer, what)
 		if errors.Is(err, cluster.ErrNoAgent) {
@@ -276,6 +294,7 @@ func (r *collector) node(ctx context.Context, node string) error {
 		return errors.Join(append(failed, err)...)
 	}
 	failed = append(failed, r.putJSON(folder+"maps.json", infos))
+	r.Progress("node/%s: %d maps", node, len(infos))
 	for i, m := range infos {
 		if m.Type == "RingBuf" || i > 0 && infos[i-1].Name == m.Name {
 			continue
@@ -297,6 +316,7 @@ func (r *collector) flows(ctx context.Context, node, folder string) error {
 	if r.Flows == 0 {
 		return nil
 	}
+	r.Progress("node/%s: flows", node)
 	text, err := r.hubbleFlows(ctx, node)
 	if err == nil {
 		return r.archive.put(folder+"flows.jsonl", text)
