@@ -50,6 +50,9 @@ type Event struct {
 	// Rules that decided, by policy.Direction: of the source's egress and of the destination's ingress. 0: not judged
 	// here, or no policy selects the pod.
 	Rules [2]uint32 `json:"rules,omitzero"`
+	// Decided says in words what Rules stand for, in the same order; nil where that is not known. Filled in by the agent
+	// for whoever watches.
+	Decided *[2]string `json:"decided,omitempty"`
 }
 
 // Party is one side of a packet.
@@ -70,6 +73,9 @@ type Party struct {
 // Clean makes every string of an event that came over a wire fit for a terminal.
 func (e *Event) Clean() {
 	e.Node, e.Interface = Safe(e.Node), Safe(e.Interface)
+	if e.Decided != nil {
+		e.Decided = &[2]string{Safe(e.Decided[0]), Safe(e.Decided[1])}
+	}
 	for _, p := range [...]*Party{&e.Source, &e.Destination} {
 		p.Name = Safe(p.Name)
 		p.Address = p.Address.WithZone(Safe(p.Address.Zone()))

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kube-cilium/kube-cilium/bpf"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 )
 
 // Every number between the first and the last drop reason is either named, with a text, or never used: the counts
@@ -92,6 +93,14 @@ func TestPrinterLines(t *testing.T) {
 	unknown := sample()
 	unknown.Reply, unknown.Protocol, unknown.Type, unknown.Reason = nil, 58, Trace, Reason(bpf.MapsReasonFORWARD_TO_TUNNEL)
 	unknown.ICMPType = 128
+	decided := unknown
+	decided.Rules[policy.Ingress] = 7
+	origin := func(name, path string) policy.Origin {
+		return policy.Origin{Ref: policy.Ref{Kind: policy.KindNetworkPolicy, Namespace: "shop", Name: name}, Path: path}
+	}
+	decided.Decided = &[2]string{policy.Ingress: Decision(policy.Ingress, policy.Provenance{Verdict: policy.Allow, Origins: []policy.Origin{
+		origin("a", "spec.ingress[0]"), origin("b", ""), origin("c", ""), origin("d", ""),
+	}})}
 	for _, tt := range []struct {
 		name    string
 		printer Printer
@@ -102,6 +111,8 @@ func TestPrinterLines(t *testing.T) {
 		{"numeric", Printer{Numeric: true}, sample(), "Nov 22 17:16:29.123: 10.0.1.5:40312 (ID:4242) -> [2001:db8::1]:80 (ID:2) from_pod DROPPED (TCP SYN,ACK, 74 bytes, kc0123456789ab): the service has no such port or no ready backend (NO_SERVICE_BACKEND)"},
 		{"a reply keeps the client on the left", Printer{}, reply, "Nov 22 17:16:29.123: [2001:db8::1]:80 (world) <- default/client:40312 (ID:4242) from_pod DROPPED (TCP SYN,ACK, 74 bytes, kc0123456789ab): the service has no such port or no ready backend (NO_SERVICE_BACKEND)"},
 		{"unknown direction", Printer{}, unknown, "Nov 22 17:16:29.123: default/client (ID:4242) <> 2001:db8::1 (world) from_pod FORWARDED (ICMPv6 type 128 code 0, 74 bytes, kc0123456789ab): sent to another node through the tunnel (TO_TUNNEL)"},
+		{"which policy", Printer{}, decided, "Nov 22 17:16:29.123: default/client (ID:4242) <> 2001:db8::1 (world) from_pod FORWARDED (ICMPv6 type 128 code 0, 74 bytes, kc0123456789ab, ingress allowed by NetworkPolicy shop/a spec.ingress[0], NetworkPolicy shop/b, NetworkPolicy shop/c, and 1 more): sent to another node through the tunnel (TO_TUNNEL)"},
+		{"its number", Printer{Numeric: true}, decided, "Nov 22 17:16:29.123: 10.0.1.5 (ID:4242) <> 2001:db8::1 (ID:2) from_pod FORWARDED (ICMPv6 type 128 code 0, 74 bytes, kc0123456789ab, ingress rule 7): sent to another node through the tunnel (TO_TUNNEL)"},
 		{"nothing known", Printer{}, Event{}, "Jan  1 00:00:00.000: ? (unknown) <> ? (unknown) from_pod FORWARDED (-): forwarded (FORWARDED)"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

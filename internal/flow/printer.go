@@ -74,7 +74,7 @@ func (p *Printer) line(e Event) string {
 	if p.Color && verdict == "DROPPED" {
 		verdict = red + verdict + reset
 	}
-	fmt.Fprintf(&b, "%s (%s): %s (%s)", verdict, strings.Join(e.summary(), ", "), e.Reason.Text(), e.Reason)
+	fmt.Fprintf(&b, "%s (%s): %s (%s)", verdict, strings.Join(e.summary(p.Numeric), ", "), e.Reason.Text(), e.Reason)
 	return b.String()
 }
 
@@ -97,7 +97,7 @@ func (p *Printer) party(who Party, protocol uint8) string {
 }
 
 // summary is what is left to say of a packet, shortest first.
-func (e Event) summary() []string {
+func (e Event) summary(numeric bool) []string {
 	what := ProtocolName(e.Protocol)
 	switch {
 	case e.Protocol == 6 && e.TCPFlags != 0:
@@ -122,9 +122,33 @@ func (e Event) summary() []string {
 		all = append(all, "as "+e.Translated.String())
 	}
 	for direction, rule := range e.Rules {
-		if rule != 0 {
+		if rule != 0 && !numeric && e.Decided != nil && e.Decided[direction] != "" {
+			all = append(all, e.Decided[direction])
+		} else if rule != 0 {
 			all = append(all, policy.Direction(direction).String()+" rule "+strconv.FormatUint(uint64(rule), 10))
 		}
 	}
 	return all
+}
+
+// maxOrigins is how many policies of one decision are named in a line.
+const maxOrigins = 3
+
+// Decision is what a rule stands for, in words: "ingress default deny of NetworkPolicy shop/web".
+func Decision(d policy.Direction, p policy.Provenance) string {
+	how := "allowed by"
+	switch {
+	case p.Default:
+		how = "default deny of"
+	case p.Verdict == policy.Deny:
+		how = "denied by"
+	}
+	var names []string
+	for _, o := range p.Origins[:min(len(p.Origins), maxOrigins)] {
+		names = append(names, o.String())
+	}
+	if more := len(p.Origins) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("and %d more", more))
+	}
+	return d.String() + " " + how + " " + strings.Join(names, ", ")
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/bpf"
 	"github.com/kube-cilium/kube-cilium/internal/flow"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 )
 
 // needRoot skips where the test cannot run, and fails instead where it was promised that it can.
@@ -198,8 +199,17 @@ func TestHistoryGoesRound(t *testing.T) {
 	}
 }
 
+// ruleTwo knows one rule and nobody's name.
+type ruleTwo struct{ flow.Names }
+
+func (ruleTwo) Rule(id uint32) (policy.Provenance, bool) {
+	ref := policy.Ref{Kind: policy.KindNetworkPolicy, Namespace: "shop", Name: "web"}
+	return policy.Provenance{Default: true, Verdict: policy.Deny, Direction: policy.Ingress, Origins: []policy.Origin{{Ref: ref}}}, id == 2
+}
+
 func TestSocket(t *testing.T) {
 	r := bare(t)
+	r.Attach(ruleTwo{})
 	path := filepath.Join(t.TempDir(), "run", "events.sock")
 	if err := Read(t.Context(), path, Request{}, nil); !errors.Is(err, ErrAgentAway) {
 		t.Errorf("without a server: %v", err)
@@ -245,6 +255,12 @@ func TestSocket(t *testing.T) {
 
 	rules = nil
 	enough := errors.New("enough")
+	// A rule's number alone said nothing to whoever watched a node.
+	var decided *[2]string
+	if err := Read(t.Context(), path, Request{Last: 1}, func(m flow.Message) error { decided = m.Event.Decided; return nil }); err != nil ||
+		decided == nil || decided[policy.Ingress] != "ingress default deny of NetworkPolicy shop/web" {
+		t.Errorf("rule 2: %v, %v", decided, err)
+	}
 	err = Read(t.Context(), path, Request{Last: 1, Follow: true, Types: []flow.Type{flow.Drop}}, func(m flow.Message) error {
 		rules = append(rules, m.Event.Rules[1])
 		if len(rules) == 1 { // subscribed by now: what comes next must arrive, but for the trace

@@ -18,6 +18,7 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/bpf"
 	"github.com/kube-cilium/kube-cilium/internal/flow"
+	"github.com/kube-cilium/kube-cilium/internal/policy"
 )
 
 // History is how many events a Reader remembers for those who come later.
@@ -177,6 +178,25 @@ func (r *Reader) named(rec *record) flow.Event {
 		}
 	}
 	return e
+}
+
+// decided says which policies an event's rules are of, as long as somebody knows.
+func (r *Reader) decided(e *flow.Event) {
+	if r.who == nil || e.Rules == [2]uint32{} {
+		return
+	}
+	var words [2]string
+	for direction, id := range e.Rules {
+		if id == 0 {
+			continue
+		}
+		if p, ok := r.who.Rule(id); ok {
+			words[direction] = flow.Decision(policy.Direction(direction), p)
+		}
+	}
+	if words != [2]string{} {
+		e.Decided = &words
+	}
 }
 
 func (r *Reader) remember(rec record) {

@@ -144,6 +144,7 @@ func (s *Server) serve(ctx context.Context, conn *net.UnixConn) error {
 	w := &messageWriter{conn: conn, buf: bufio.NewWriterSize(conn, 32<<10)}
 	for i := range past {
 		if req.wants(&past[i]) {
+			s.Reader.decided(&past[i])
 			if err := w.write(flow.Message{Event: &past[i]}); err != nil {
 				return err
 			}
@@ -168,6 +169,7 @@ func (s *Server) follow(sub *Subscription, req *Request, w *messageWriter) error
 			}
 		}
 		if req.wants(&e) {
+			s.Reader.decided(&e)
 			if err := w.write(flow.Message{Event: &e}); err != nil {
 				return err
 			}

@@ -323,7 +323,12 @@ func (r *collector) flows(ctx context.Context, node, folder string) error {
 	}
 	var out bytes.Buffer
 	lines := json.NewEncoder(&out)
-	events := r.c.Events(ctx, node, cluster.EventRequest{Last: r.Flows}, func(m flow.Message) error { return lines.Encode(m) })
+	events := r.c.Events(ctx, node, cluster.EventRequest{Last: r.Flows}, func(m flow.Message) error {
+		if m.Event != nil {
+			m.Event.Decided = nil // words that nobody has looked through
+		}
+		return lines.Encode(m)
+	})
 	return errors.Join(fmt.Errorf("flows (monitor.jsonl has their packets, without names and policies): %w", err),
 		events, r.archive.put(folder+"monitor.jsonl", out.Bytes()))
 }
