@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kube-cilium/kube-cilium/test/cluster/cgroup"
 	"github.com/kube-cilium/kube-cilium/test/cluster/forward"
 	"github.com/kube-cilium/kube-cilium/test/cluster/lag"
 	"github.com/kube-cilium/kube-cilium/test/cluster/node"
@@ -31,6 +32,10 @@ func hidden() []*cobra.Command {
 		Use: node.InitCommand + " DIR", Hidden: true, Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error { return node.Init(args[0]) },
 	}
+	run := &cobra.Command{
+		Use: cgroup.RunCommand + " CGROUP -- COMMAND...", Hidden: true, Args: cobra.MinimumNArgs(2),
+		RunE: func(_ *cobra.Command, args []string) error { return cgroup.Become(args[0], args[1:]) },
+	}
 	var space, to string
 	forwarder := &cobra.Command{
 		Use: "forward", Hidden: true, Args: cobra.NoArgs,
@@ -44,7 +49,7 @@ func hidden() []*cobra.Command {
 	}
 	forwarder.Flags().StringVar(&space, "space", "", "network namespace to dial in")
 	forwarder.Flags().StringVar(&to, "to", "", "address to dial")
-	return []*cobra.Command{launch, first, forwarder, slow()}
+	return []*cobra.Command{launch, first, run, forwarder, slow()}
 }
 
 // slow is the late way to the API server; it has the server's own certificate,

@@ -216,7 +216,8 @@ func nothingLeft(t *testing.T, state *cluster.State) {
 	}
 	for _, file := range processes {
 		if raw, err := os.ReadFile(file); err == nil && strings.Contains(string(raw), state.Dir+"/") {
-			t.Errorf("process left: %s", strings.ReplaceAll(string(raw), "\x00", " "))
+			where, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cgroup"))
+			t.Errorf("process left: %s\nin %s", strings.ReplaceAll(string(raw), "\x00", " "), where)
 		}
 	}
 }

@@ -203,6 +203,25 @@ func (t Tree) Enter(path string, pid int) error {
 	return nil
 }
 
+// RunCommand is the hidden subcommand of the program that calls Become.
+const RunCommand = "cgroup-run"
+
+// Become moves this program into the cgroup at path, in every hierarchy, and then replaces it by a command. Where the
+// cgroup is gone it returns an error: the command never runs outside.
+func Become(path string, command []string) error {
+	tree, err := Find()
+	if err != nil {
+		return err
+	}
+	if err := tree.Enter(path, 0); err != nil {
+		return err
+	}
+	if err := unix.Exec(command[0], command, os.Environ()); err != nil {
+		return fmt.Errorf("run %s: %w", command[0], err)
+	}
+	return nil
+}
+
 func enter(dir string, pid int) error {
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
 		return fmt.Errorf("enter cgroup: %w", err)

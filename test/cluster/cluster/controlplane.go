@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/kube-cilium/kube-cilium/test/cluster/cgroup"
 	"github.com/kube-cilium/kube-cilium/test/cluster/netspace"
 	"github.com/kube-cilium/kube-cilium/test/cluster/node"
 	"github.com/kube-cilium/kube-cilium/test/cluster/pki"
@@ -185,21 +186,26 @@ func (state *State) startInside(name string, args ...string) (int, error) {
 	return pid, err
 }
 
-// start starts a command with its output in cp/NAME.log and moves it to the
-// control plane's cgroup, where down finds it.
+// start starts a command with its output in cp/NAME.log, in the control plane's cgroup, where down finds it: it enters
+// that by itself before it begins, for this program may be killed at any moment.
 func (state *State) start(name string, cmd *exec.Cmd) (int, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 0, fmt.Errorf("start %s: %w", name, err)
+	}
 	log, err := os.Create(filepath.Join(state.cp(), name+".log"))
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", name, err)
 	}
 	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	inside := exec.Command(self, append([]string{cgroup.RunCommand, state.cgroup("cp"), "--", cmd.Path}, cmd.Args[1:]...)...)
+	inside.Stdout, inside.Stderr, inside.ExtraFiles = log, log, cmd.ExtraFiles
+	inside.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := inside.Start(); err != nil {
 		return 0, fmt.Errorf("start %s: %w", name, err)
 	}
-	go func() { _ = cmd.Wait() }() // or one that ended early would look alive
-	return cmd.Process.Pid, state.Hierarchy.Enter(state.cgroup("cp"), cmd.Process.Pid)
+	go func() { _ = inside.Wait() }() // or one that ended early would look alive
+	return inside.Process.Pid, nil
 }
 
 // startForwarder gives the API server an address on the machine's loopback.
