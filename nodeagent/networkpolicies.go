@@ -31,7 +31,7 @@ const (
 	fromCache whence = iota
 	// fromLive is ahead of the cache.
 	fromLive
-	// fromDisk may be of a time long gone: whatever the cache has counts more.
+	// fromDisk was in force before this agent, which may be long ago.
 	fromDisk
 )
 
@@ -76,13 +76,21 @@ type deletion struct {
 	// version that it had, or got by being deleted.
 	version uint64
 	at      time.Time
+	// uid of the object, where it was the API server that said so and the cache may still have it.
+	uid types.UID
 }
 
 // rememberGone is how long a deletion is remembered; no answer takes as long.
 const rememberGone = 10 * time.Minute
 
-func (n *networkPolicies) noteGone(ref policy.Ref, version uint64) {
-	n.gone[ref] = deletion{version: max(version, n.gone[ref].version), at: time.Now()}
+func (n *networkPolicies) noteGone(ref policy.Ref, version uint64, uid types.UID) {
+	n.gone[ref] = deletion{version: max(version, n.gone[ref].version), at: time.Now(), uid: uid}
+}
+
+// stale tells what the cache still has and the API server has said to be gone.
+func (n *networkPolicies) stale(o *networkingv1.NetworkPolicy) bool {
+	d, ok := n.gone[policy.RefOf(o)]
+	return ok && d.uid != "" && d.uid == o.UID && versionOf(o) <= d.version
 }
 
 // deletions notes what the cache says was deleted. It has to be there before the controller that asks for it.
@@ -230,7 +238,7 @@ type absence struct {
 func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy, deleted map[policy.Ref]uint64) (fates map[policy.Ref]judgement, again bool) {
 	a := p.absent(list, deleted)
 	again = a.onTheWay
-	if err := p.askForMissing(a.missing); err != nil {
+	if err := p.askForMissing(ctx, a.missing); err != nil {
 		p.log.Info("policies that only this node knows stay until the API server says whether they are there", "error", err.Error())
 		again = true
 	}
@@ -310,7 +318,7 @@ func (p *Policies) absent(list []networkingv1.NetworkPolicy, deleted map[policy.
 	maps.DeleteFunc(n.gone, func(_ policy.Ref, d deletion) bool { return time.Since(d.at) > rememberGone })
 	for ref, v := range deleted {
 		n.newest = max(n.newest, v)
-		n.noteGone(ref, v)
+		n.noteGone(ref, v, "")
 		if h := n.held[ref]; h != nil && h.version <= v {
 			h.whence = fromCache // the cache is past it
 		}
@@ -344,7 +352,7 @@ func (p *Policies) settle(h *heldPolicy, namespace types.UID) {
 // askForMissing asks for the policies of the namespaces that have some of which the cache never had, or not in this
 // version. What is not there any more it marks as known to the cache, and what is there, as heard anew: also where it is
 // older, for somebody has put the cluster back. The first question without an answer is the last.
-func (p *Policies) askForMissing(missing map[policy.Ref]missingPolicy) error {
+func (p *Policies) askForMissing(ctx context.Context, missing map[policy.Ref]missingPolicy) error {
 	ahead := map[string][]policy.Ref{}
 	for ref, h := range missing {
 		if h.whence != fromCache {
@@ -353,7 +361,10 @@ func (p *Policies) askForMissing(missing map[policy.Ref]missingPolicy) error {
 	}
 	for namespace, refs := range ahead {
 		now, err := p.askLive(namespace)
-		if err = cmp.Or(err, now.way); err != nil {
+		if err != nil {
+			return err
+		}
+		if err := p.makeWay(ctx, now); err != nil {
 			return err
 		}
 		there := map[policy.Ref]*networkingv1.NetworkPolicy{}
@@ -367,6 +378,7 @@ func (p *Policies) askForMissing(missing map[policy.Ref]missingPolicy) error {
 			case o == nil:
 				h.held.whence, h.whence = fromCache, fromCache
 				missing[ref] = h
+				p.networks.noteGone(ref, h.version, h.object.UID)
 			case versionOf(o) < h.version && p.networks.held[ref] == h.held:
 				p.hold(o, fromLive)
 			}
@@ -393,6 +405,8 @@ func (p *Policies) feedNetworkPolicies(ctx context.Context, list []networkingv1.
 		version = max(version, v)
 		h := p.networks.held[policy.RefOf(o)]
 		switch {
+		case p.networks.stale(o):
+			continue
 		case h != nil && h.whence != fromCache && h.version > v:
 			// The cache is behind what a new pod has asked for, or what was in force before this agent.
 		case h != nil && h.version == v && h.version != 0:
@@ -416,7 +430,7 @@ func (p *Policies) feedNetworkPolicies(ctx context.Context, list []networkingv1.
 		default:
 			p.engine.DeletePolicy(ref)
 			delete(p.networks.held, ref)
-			p.networks.noteGone(ref, h.version)
+			p.networks.noteGone(ref, h.version, p.networks.gone[ref].uid)
 		}
 	}
 	there := map[policy.Ref]bool{}
@@ -424,7 +438,7 @@ func (p *Policies) feedNetworkPolicies(ctx context.Context, list []networkingv1.
 		there[policy.RefOf(&list[i])] = true
 	}
 	for ref, h := range p.networks.held {
-		if !there[ref] && h.whence == fromCache && !h.lingering { // it is gone, and counts as long as nobody says why
+		if !there[ref] && h.whence != fromLive && !h.lingering { // it is gone, and counts as long as nobody says why
 			return min(version, p.InForce().version)
 		}
 	}

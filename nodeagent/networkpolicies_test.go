@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kube-cilium/kube-cilium/internal/policy"
+	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
 	"github.com/kube-cilium/kube-cilium/nodeagent/nodetest"
 )
 
@@ -318,28 +320,30 @@ func TestDeletionIsNotLostWithAnError(t *testing.T) {
 	p.applying.Unlock()
 }
 
-// The answer is there in time; before it counts, old pods are asked about, and that takes its time too.
+// The answer is there in time; before it counts, old pods are asked about, and where that takes too long ADD has to come
+// again. It went on with the policies of the namespace before.
 func TestADDWaitsForWayToBeMade(t *testing.T) {
 	t.Parallel() // it takes some seconds
 	p := newPoliced(t)
 	p.cache.born = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	p.cache.uids, p.live.uids = map[string]types.UID{"a": "first"}, map[string]types.UID{"a": "first", "a/web-1": "1", "a/web-2": "2"}
+	p.cache.uids, p.live.uids = map[string]types.UID{"a": "first"}, map[string]types.UID{"a": "first", "a/web-1": "1", "a/web-2": "2", "a/web-3": "3", "a/web-4": "4"}
 	first := p.policy("a", "open", allow(fromBlock("0.0.0.0/0")))
 	first.UID, first.CreationTimestamp = "first", metav1.Time{Time: p.cache.born.Add(time.Minute)}
 	p.cache.policies = []networkingv1.NetworkPolicy{first}
 	p.reconcile()
-	p.adds(1, "1")
-	p.adds(2, "2")
+	for id := range uint16(4) {
+		p.adds(id+1, strconv.Itoa(int(id)+1))
+	}
 	next := p.policy("a", "open", closed)
 	next.UID, next.CreationTimestamp = "second", metav1.Time{Time: p.cache.born.Add(2 * time.Hour)}
 	p.live.uids, p.live.policies = map[string]types.UID{"a": "second"}, []networkingv1.NetworkPolicy{next}
 	p.patience = 3 * time.Second
 	p.Policies.live = &podHook{Reader: p.live, get: func() { time.Sleep(p.patience * 6 / 10) }} // a busy API server
 	p.comings(t.Context()).OnAdd(podOf("new", corev1.PodPending), false)
-	e := p.endpoint(3, "a", "web", 300)
+	e := p.endpoint(5, "a", "web", 300)
 	e.Pod.UID = "new"
-	if err := p.Admit(t.Context(), e)(); err == nil { // to be refused would do, too
-		p.expectIngress(3, true, 0)
+	if err := p.Admit(t.Context(), e)(); !errors.Is(err, errWayNotMade) || !errors.Is(err, endpoint.ErrNotReady) {
+		t.Errorf("the policies of the namespace before would count: %v", err)
 	}
 	<-p.questions.foreseenOf("new").done
 }
@@ -356,6 +360,24 @@ func TestProgressOfADeletionThatStays(t *testing.T) {
 	p.reconcile()
 	if in := p.kernel.pods[1].Ingress; in != nil && p.Progress().InForce == gone.ResourceVersion && len(p.Progress().Exceptions) == 0 {
 		t.Errorf("the deletion is in force, says %+v", p.Progress())
+	}
+	// The same for what was on disk.
+	p = newPoliced(t)
+	deny, other := p.policy("a", "deny", closed), p.policy("b", "deny", closed)
+	p.cache.policies = []networkingv1.NetworkPolicy{deny}
+	p.reconcile()
+	web := p.admit(1, "a", "web", 300)
+	p.remember()
+	p.cache.policies, p.live.away = []networkingv1.NetworkPolicy{other}, errors.New("connection refused")
+	p.restart(web)
+	p.reconcile()
+	if in := p.kernel.pods[1].Ingress; in == nil || p.Progress().InForce == other.ResourceVersion {
+		t.Errorf("what came after the deletion is in force, says %+v", p.Progress())
+	}
+	p.live.away = nil
+	p.reconcile()
+	if p.kernel.pods[1].Ingress != nil || p.Progress().InForce != other.ResourceVersion {
+		t.Errorf("%+v", p.Progress())
 	}
 }
 

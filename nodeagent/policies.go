@@ -138,7 +138,7 @@ func NewPolicies(cache, live client.Reader, endpoints func() *endpoint.Set, memo
 		networks:   networkPolicies{held: map[policy.Ref]*heldPolicy{}, deleted: map[policy.Ref]uint64{}, gone: map[policy.Ref]deletion{}},
 		identities: map[identity.Number]labelled{}, learned: map[identity.Number]learned{}, wiring: map[uint16]*endpoint.Endpoint{}, orphans: map[cni.Attachment]bool{},
 	}
-	p.questions = newPolicyQuestions(p.askLive)
+	p.questions = newPolicyQuestions(p.askLive, func(a policyAnswer) error { return p.makeWay(context.Background(), a) })
 	return p
 }
 

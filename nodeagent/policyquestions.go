@@ -5,8 +5,10 @@ package nodeagent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -21,12 +23,15 @@ import (
 // another sandbox has been there for long.
 const foreseenFor = 30 * time.Second
 
+var errWayNotMade = errors.New("pods of the namespace that had the name before are not told from those of this one yet")
+
 // policyQuestions asks the API server for the policies of namespaces. To be sure that nothing is newer than its answer
 // takes the server up to a tenth of a second (KEP-2340), and pods often come many at once: whoever asks while a question
 // is on its way shares the next one with all others that do.
 type policyQuestions struct {
-	// ask for the policies of a namespace.
+	// ask for the policies of a namespace, and then make way for them.
 	ask func(namespace string) (policyAnswer, error)
+	way func(policyAnswer) error
 
 	mu sync.Mutex
 	// last is the question of a namespace that was put last, next the one that is not put yet.
@@ -45,6 +50,8 @@ type policyAnswer struct {
 }
 
 type policyQuestion struct {
+	// answered: only the way is to be made.
+	answered atomic.Bool
 	// done is closed when the others are set.
 	done   chan struct{}
 	answer policyAnswer
@@ -55,19 +62,24 @@ type policyQuestion struct {
 type foreseenPod struct {
 	namespace string
 	at        time.Time
+	question  *policyQuestion
 	// done is closed when heard is set: the engine has all policies that were there before the pod.
 	done  chan struct{}
 	heard bool
 }
 
-func newPolicyQuestions(ask func(namespace string) (policyAnswer, error)) *policyQuestions {
-	return &policyQuestions{ask: ask, last: map[string]*policyQuestion{}, next: map[string]*policyQuestion{}, foreseen: map[types.UID]*foreseenPod{}}
+func newPolicyQuestions(ask func(namespace string) (policyAnswer, error), way func(policyAnswer) error) *policyQuestions {
+	return &policyQuestions{ask: ask, way: way, last: map[string]*policyQuestion{}, next: map[string]*policyQuestion{}, foreseen: map[types.UID]*foreseenPod{}}
 }
 
 // put returns a question that is not answered by anything older than this call.
 func (q *policyQuestions) put(namespace string) *policyQuestion {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	return q.putLocked(namespace)
+}
+
+func (q *policyQuestions) putLocked(namespace string) *policyQuestion {
 	one := q.next[namespace]
 	if one == nil {
 		one = &policyQuestion{done: make(chan struct{})}
@@ -86,7 +98,10 @@ func (q *policyQuestions) run(namespace string, one, before *policyQuestion) {
 	delete(q.next, namespace) // from here on the answer may be older than who asks
 	q.last[namespace] = one
 	q.mu.Unlock()
-	one.answer, one.err = q.ask(namespace)
+	if one.answer, one.err = q.ask(namespace); one.err == nil {
+		one.answered.Store(true)
+		one.answer.way = q.way(one.answer)
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.last[namespace] == one && q.next[namespace] == nil {
@@ -135,11 +150,11 @@ func (p *Policies) foresee(ctx context.Context, pod *corev1.Pod) {
 	if q.foreseen[pod.UID] != nil {
 		return
 	}
-	f := &foreseenPod{namespace: pod.Namespace, at: time.Now(), done: make(chan struct{})}
+	one := q.putLocked(pod.Namespace)
+	f := &foreseenPod{namespace: pod.Namespace, at: time.Now(), question: one, done: make(chan struct{})}
 	q.foreseen[pod.UID] = f
 	go func() {
 		defer close(f.done)
-		one := q.put(pod.Namespace)
 		select {
 		case <-one.done:
 		case <-ctx.Done():
@@ -201,13 +216,20 @@ func (p *Policies) comings(ctx context.Context) toolscache.ResourceEventHandler 
 }
 
 // ask returns the policies of a pod's namespace as the API server has them now; none where they were heard when the
-// pod came, and none when the server does not answer in time.
+// pod came, and none when the server does not answer in time. Policies that are known and cannot count yet are an answer
+// whose way is not made.
 func (p *Policies) ask(ctx context.Context, namespace string, pod types.UID) policyAnswer {
 	if namespace == "" {
 		return policyAnswer{}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*p.patience) // one question, and the one before it
 	defer cancel()
+	late := func(one *policyQuestion) policyAnswer {
+		if one.answered.Load() {
+			return policyAnswer{way: errWayNotMade}
+		}
+		return policyAnswer{}
+	}
 	if f := p.questions.foreseenOf(pod); f != nil {
 		select {
 		case <-f.done:
@@ -215,14 +237,14 @@ func (p *Policies) ask(ctx context.Context, namespace string, pod types.UID) pol
 				return policyAnswer{}
 			}
 		case <-ctx.Done():
-			return policyAnswer{}
+			return late(f.question)
 		}
 	}
 	one := p.questions.put(namespace)
 	select {
 	case <-one.done:
 	case <-ctx.Done():
-		return policyAnswer{}
+		return late(one)
 	}
 	if one.err != nil {
 		p.log.V(1).Info("policies of a new pod come from the cache", "namespace", namespace, "error", one.err.Error())
@@ -230,7 +252,7 @@ func (p *Policies) ask(ctx context.Context, namespace string, pod types.UID) pol
 	return one.answer
 }
 
-// askLive asks the API server for the policies of a namespace, and which namespace it is, and makes way for them. It is
+// askLive asks the API server for the policies of a namespace, and which namespace it is. It is
 // bounded by time alone: several may wait for it, and none of them may end it for the others.
 func (p *Policies) askLive(namespace string) (policyAnswer, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.patience)
@@ -246,7 +268,5 @@ func (p *Policies) askLive(namespace string) (policyAnswer, error) {
 	if _, err := p.liveGet(ctx, types.NamespacedName{Name: namespace}, &ns); err != nil {
 		return policyAnswer{}, err
 	}
-	a := policyAnswer{policies: list.Items, namespace: &ns}
-	a.way = p.makeWay(context.Background(), a)
-	return a, nil
+	return policyAnswer{policies: list.Items, namespace: &ns}, nil
 }

@@ -114,7 +114,7 @@ func TestQuestionsAreShared(t *testing.T) {
 		began <- struct{}{}
 		<-answers
 		return policyAnswer{policies: make([]networkingv1.NetworkPolicy, n)}, nil
-	})
+	}, func(policyAnswer) error { return nil })
 	first := q.put("a")
 	<-began
 	second, third, other := q.put("a"), q.put("a"), q.put("b")
@@ -170,6 +170,34 @@ func TestHeardPolicyStaysUntilTheServerSaysOtherwise(t *testing.T) {
 	if p.live.asked != asked {
 		t.Error("a policy that is gone is asked for again")
 	}
+}
+
+// What the API server says is gone does not come back in the older version that the cache still has.
+func TestGoneWhileTheCacheHasAnOlderVersion(t *testing.T) {
+	p := newPoliced(t)
+	before, heard := p.policy("a", "open", allow(fromBlock("10.0.0.0/8"))), p.policy("a", "open", allow(fromBlock("11.0.0.0/8")))
+	before.UID, heard.UID = "1", "1"
+	deny := p.policy("a", "deny", closed)
+	p.cache.policies, p.live.policies = []networkingv1.NetworkPolicy{before, deny}, []networkingv1.NetworkPolicy{heard, deny}
+	p.reconcile()
+	if !p.comes("one") {
+		t.Fatal("not heard")
+	}
+	p.adds(1, "one")
+	p.expectIngress(1, true, 1)
+	p.live.policies = p.live.policies[1:]
+	for range 3 {
+		if h := p.networks.held[policy.RefOf(&heard)]; h != nil {
+			h.since = time.Now().Add(-seenSafely)
+		}
+		p.reconcile()
+		p.expectIngress(1, true, 0)
+	}
+	again := p.policy("a", "open", allow(fromBlock("12.0.0.0/8")))
+	again.UID = "2"
+	p.cache.policies = []networkingv1.NetworkPolicy{again, deny}
+	p.reconcile()
+	p.expectIngress(1, true, 1)
 }
 
 // hooked is an API server that something happens to while it is asked.
