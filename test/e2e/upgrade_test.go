@@ -27,11 +27,7 @@ func TestUpgradeAndBack(t *testing.T) {
 		proberPod(ns, "client", c.Nodes[0].Name, dir, false)+proberPod(ns, "same", c.Nodes[0].Name, dir, false)+proberPod(ns, "other", c.Nodes[1].Name, dir, false))
 	c.waitReady(t, ns, "client", "same", "other")
 	startOutside(t, c, dir)
-	images := exec.Command(testClusterTool(t), "load-images", "--name", c.Name, "--tag", "next")
-	images.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false -tags=kubecilium_next")
-	if _, err := testcluster.Run(images, nil); err != nil {
-		t.Fatal(err)
-	}
+	c.loadNext(t)
 	world := byFamily(c.Outside.World)
 	c.apply(t, proberService(ns))
 	to := map[string]string{
@@ -61,8 +57,7 @@ func TestUpgradeAndBack(t *testing.T) {
 	loads := startLoad(t, c, ns, longest, to)
 	start := time.Now()
 	for _, tag := range []string{"next", "dev"} {
-		c.kubectl(t, "-n", systemNamespace, "set", "image", "daemonset/cilium-agent", "*=kube-cilium/cilium-agent:"+tag)
-		c.kubectl(t, "-n", systemNamespace, "rollout", "status", "daemonset/cilium-agent", "--timeout=90s")
+		c.roll(t, tag)
 		t.Logf("%5.1fs: every agent is of the build %q", time.Since(start).Seconds(), tag)
 		pins, err := c.OnNode(t.Context(), c.Nodes[0].Name, "ls", "/sys/fs/bpf/kube-cilium")
 		if err != nil {
@@ -77,4 +72,21 @@ func TestUpgradeAndBack(t *testing.T) {
 	finish(t, loads)
 	c.noNewDrops(t, before, flow.Reason(bpf.MapsReasonDROP_POLICY))
 	tr.check(t)
+}
+
+// loadNext gives the nodes a build whose connection table has another layout.
+func (c *cluster) loadNext(t testing.TB) {
+	t.Helper()
+	images := exec.Command(testClusterTool(t), "load-images", "--name", c.Name, "--tag", "next")
+	images.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false -tags=kubecilium_next")
+	if _, err := testcluster.Run(images, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// roll brings all agents to a build, one after the other.
+func (c *cluster) roll(t testing.TB, tag string) {
+	t.Helper()
+	c.kubectl(t, "-n", systemNamespace, "set", "image", "daemonset/cilium-agent", "*=kube-cilium/cilium-agent:"+tag)
+	c.kubectl(t, "-n", systemNamespace, "rollout", "status", "daemonset/cilium-agent", "--timeout=90s")
 }
