@@ -130,6 +130,15 @@ func (n *networkPolicies) giveBack(deleted map[policy.Ref]uint64) {
 	}
 }
 
+// byRef finds policies by what they are called.
+func byRef(list []networkingv1.NetworkPolicy) map[policy.Ref]*networkingv1.NetworkPolicy {
+	found := make(map[policy.Ref]*networkingv1.NetworkPolicy, len(list))
+	for i := range list {
+		found[policy.RefOf(&list[i])] = &list[i]
+	}
+	return found
+}
+
 // some tells whether the namespace has any policy.
 func (n *networkPolicies) some(namespace string) bool {
 	for ref := range n.held {
@@ -297,10 +306,7 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 
 // absent looks at what list lacks, and takes note of deletions.
 func (p *Policies) absent(list []networkingv1.NetworkPolicy, deleted map[policy.Ref]uint64) absence {
-	present := make(map[policy.Ref]*networkingv1.NetworkPolicy, len(list))
-	for i := range list {
-		present[policy.RefOf(&list[i])] = &list[i]
-	}
+	present := byRef(list)
 	p.applying.Lock()
 	defer p.applying.Unlock()
 	a := absence{missing: map[policy.Ref]missingPolicy{}, left: map[home][]policy.Ref{}, inUse: p.questions.awaited(), awaited: map[string]bool{}}
@@ -367,10 +373,7 @@ func (p *Policies) askForMissing(ctx context.Context, missing map[policy.Ref]mis
 		if err := p.makeWay(ctx, now); err != nil {
 			return err
 		}
-		there := map[policy.Ref]*networkingv1.NetworkPolicy{}
-		for i := range now.policies {
-			there[policy.RefOf(&now.policies[i])] = &now.policies[i]
-		}
+		there := byRef(now.policies)
 		p.applying.Lock()
 		for _, ref := range refs {
 			h := missing[ref]
@@ -433,12 +436,9 @@ func (p *Policies) feedNetworkPolicies(ctx context.Context, list []networkingv1.
 			p.networks.noteGone(ref, h.version, p.networks.gone[ref].uid)
 		}
 	}
-	there := map[policy.Ref]bool{}
-	for i := range list {
-		there[policy.RefOf(&list[i])] = true
-	}
+	present := byRef(list)
 	for ref, h := range p.networks.held {
-		if !there[ref] && h.whence != fromLive && !h.lingering { // it is gone, and counts as long as nobody says why
+		if present[ref] == nil && h.whence != fromLive && !h.lingering { // it is gone, and counts as long as nobody says why
 			return min(version, p.InForce().version)
 		}
 	}
@@ -495,12 +495,9 @@ func (p *Policies) makeWay(ctx context.Context, a policyAnswer) error {
 // ofAnother tells whether policies are of another namespace of that name, or may be: nobody knows which, and the answer does
 // not have them.
 func (n *networkPolicies) ofAnother(a policyAnswer) bool {
-	uids := map[policy.Ref]types.UID{}
-	for i := range a.policies {
-		uids[policy.RefOf(&a.policies[i])] = a.policies[i].UID
-	}
+	there := byRef(a.policies)
 	for ref, h := range n.held {
-		if ref.Namespace == a.namespace.Name && h.namespace != a.namespace.UID && (h.namespace != "" || h.lingering || uids[ref] != h.object.UID) {
+		if ref.Namespace == a.namespace.Name && h.namespace != a.namespace.UID && (h.namespace != "" || h.lingering || there[ref] == nil || there[ref].UID != h.object.UID) {
 			return true
 		}
 	}
