@@ -115,7 +115,6 @@ func tick(f func() (ok bool)) bool {
 // TestAgain: on each way, the packets of a settled connection are sent as the first was, byte for byte, and no longer than
 // what they went by holds.
 func TestAgain(t *testing.T) {
-	onOneCPU(t)
 	worlds := map[bool]*world{false: newWorld(t, nil), true: nativeWorld(t)}
 	for _, c := range ways() {
 		for _, proto := range []uint8{protoTCP, protoUDP} {
@@ -256,7 +255,6 @@ func (w *world) age(program string) {
 
 // TestAgainNever: what changes something of its connection, or is asked for each time, is not remembered.
 func TestAgainNever(t *testing.T) {
-	onOneCPU(t)
 	w := newWorld(t, nil)
 	tcp := fromA(podB4).with(func(p *packet) { p.flags = ack })
 	back := func(p packet, f uint8) {
@@ -303,7 +301,6 @@ func TestAgainNever(t *testing.T) {
 
 // TestAgainTooBig: what does not fit the way is told so, whatever was remembered of it.
 func TestAgainTooBig(t *testing.T) {
-	onOneCPU(t)
 	w := newWorld(t, nil)
 	both(t, func(t *testing.T, v6 bool) {
 		w.t = t
@@ -331,7 +328,6 @@ func TestAgainTooBig(t *testing.T) {
 // TestAgainNameTakenOver: what somebody outside began is reset, and within the same tick the pod begins a connection of
 // that name. It leaves by its own way from the first packet on.
 func TestAgainNameTakenOver(t *testing.T) {
-	onOneCPU(t)
 	w := newWorld(t, nil)
 	both(t, func(t *testing.T, v6 bool) {
 		w.t = t

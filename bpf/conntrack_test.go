@@ -89,7 +89,6 @@ func (m model) packet(p packet) modelKey {
 // TestConntrackModel sends random packets between two pods, from both sides, and compares the tables with the model
 // after each. GHSA-c66w-hq56-4q97: an echo request of the other side is its own connection.
 func TestConntrackModel(t *testing.T) {
-	onOneCPU(t)
 	for _, advance := range []uint32{0, 2, 256} {
 		t.Run(fmt.Sprintf("advance %d", advance), func(t *testing.T) { conntrackModel(t, advance) })
 	}
@@ -271,7 +270,6 @@ func TestLifetimes(t *testing.T) {
 
 // TestReports: the first packet, SYN, FIN and RST in each direction, and one an interval; nothing else.
 func TestReports(t *testing.T) {
-	onOneCPU(t)
 	w := newWorld(t, nil)
 	p := fromA(podB4)
 	flags := func(f uint8) packet { return p.with(func(p *packet) { p.flags = f }) }
@@ -312,7 +310,6 @@ func TestReports(t *testing.T) {
 // TestReporting: which packets are reported can be changed while programs run. Off: none that passes; every packet: each of
 // a connection, also the error about it, and nothing of the host's own; drops always.
 func TestReporting(t *testing.T) {
-	onOneCPU(t)
 	w := newWorld(t, nil)
 	const off, every = uint32(bpf.MapsReportIntervalREPORT_NOTHING), uint32(bpf.MapsReportIntervalREPORT_EVERY_PACKET)
 	reporting := func(interval uint32) {
@@ -395,7 +392,6 @@ func TestReporting(t *testing.T) {
 
 // TestDropReports: drops are counted exactly and reported up to a rate.
 func TestDropReports(t *testing.T) {
-	onOneCPU(t)
 	w := newWorld(t, nil)
 	const n = 200
 	bad := fromA(gone4).frame()
@@ -479,7 +475,6 @@ func TestFlood(t *testing.T) {
 
 // TestAdvance: what is settled gives its place back, and what is not waits for the next minute.
 func TestAdvance(t *testing.T) {
-	onOneCPU(t)
 	const size = 4
 	w := newWorld(t, map[string]any{"advance_size": uint32(size)})
 	udp := func(i int) packet {

@@ -311,7 +311,7 @@ type outcome struct {
 // it up from the IP header on, and the run fails with EBADMSG when it no longer has that sum.
 const checksumComplete = 1 << 2
 
-// run gives a frame to a program.
+// run gives a frame to a program, always on the same CPU.
 func (w *world) run(prog string, frame []byte, change ...func(*context)) outcome {
 	w.t.Helper()
 	ctx := context{Ifindex: loopback}
@@ -331,11 +331,15 @@ func (w *world) run(prog string, frame []byte, change ...func(*context)) outcome
 	if prog == "from_netdev" {
 		opts.Flags = checksumComplete
 	}
-	ret, err := w.program(prog).Programs[prog].Run(opts)
-	if errors.Is(err, unix.EINVAL) && opts.Flags != 0 {
-		opts.Flags = 0
+	var ret uint32
+	var err error
+	onOneCPU(w.t, func() {
 		ret, err = w.program(prog).Programs[prog].Run(opts)
-	}
+		if errors.Is(err, unix.EINVAL) && opts.Flags != 0 {
+			opts.Flags = 0
+			ret, err = w.program(prog).Programs[prog].Run(opts)
+		}
+	})
 	if errors.Is(err, unix.EBADMSG) {
 		w.t.Fatalf("%s changed the packet and not what the network card summed up", prog)
 	}
@@ -487,10 +491,29 @@ func (w *world) tables() []*ebpf.Map {
 	return append(slices.Collect(maps.Values(w.inner)), w.maps.Maps[bpf.MapsMapConntrack])
 }
 
-// onOneCPU keeps the test on its thread: per-CPU budgets are one CPU's.
-func onOneCPU(t testing.TB) {
+// onOneCPU does f on the first CPU there is: what programs remember, and their budgets, are each CPU's own.
+func onOneCPU(t testing.TB, f func()) {
+	t.Helper()
 	runtime.LockOSThread()
-	t.Cleanup(runtime.UnlockOSThread)
+	defer runtime.UnlockOSThread()
+	var all, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		t.Fatal(err)
+	}
+	cpu := 0
+	for !all.IsSet(cpu) {
+		cpu++
+	}
+	one.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.SchedSetaffinity(0, &all); err != nil {
+			t.Error(err)
+		}
+	}()
+	f()
 }
 
 // expect checks an outcome: a drop needs no packet, everything else its exact bytes.
