@@ -154,7 +154,8 @@ func (r *Report) look(ctx context.Context) error {
 	if age > reportGap {
 		r.gap = 0
 	}
-	if !turned && (!enforced || age < max(r.gap, r.writer.budget.pace())) && age < reportGap {
+	soon := turned || enforced && age >= r.gap
+	if age < reportGap && (!soon || age < r.writer.budget.pace()) {
 		return nil
 	}
 	priority := Background

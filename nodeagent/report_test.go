@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -139,6 +140,32 @@ func TestCountersWithoutRoomDoNotHoldUpPolicies(t *testing.T) {
 	if r.last.Endpoints != 100 || r.last.Policies[0].InForce != "8" {
 		t.Errorf("written: %+v", r.last)
 	}
+}
+
+// A condition that turned at every look used up what news of policies have to share with it.
+func TestFlappingConditionDoesNotHoldUpPolicies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := observed{policies: v1alpha1.PolicyProgress{Kind: "NetworkPolicy"}}
+		knows, err := scheme()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &Report{
+			node: "n", writer: NewWriter(&statusKept{knows: knows}), observe: func() observed { return o }, standing: func() standing { return standing{} },
+			made: true,
+		}
+		for second := range 5 * 60 {
+			o.installed, o.serving = second%2 == 0, second%2 == 0
+			o.policies.InForce = fmt.Sprint(second + 1)
+			if err := r.look(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if late := time.Since(r.written); late > ordinaryPace {
+				t.Fatalf("second %d: the last report is %v old", second, late)
+			}
+			time.Sleep(reportLook)
+		}
+	})
 }
 
 // What a repair could not do stood in the agent's log alone.

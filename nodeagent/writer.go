@@ -37,23 +37,18 @@ const (
 	budgetWrites = 60
 	// leaseReserve of them are left to the lease.
 	leaseReserve = 6
+	// ordinaryShare and sharedShare divide the rest, and neither gives the other any: what one has borrowed while the other
+	// was still would be missing for up to a window, when policies and pods come close on one another.
+	ordinaryShare = 16
+	sharedShare   = budgetWrites - leaseReserve - ordinaryShare
+	// idleShare of sharedShare is Background's, busyShare while pods come or go.
+	idleShare = 12
+	busyShare = 6
 	// calm is how long after a Shared write pods are taken to go on coming or going.
 	calm = 10 * time.Second
+	// ordinaryPace is how far apart Ordinary writes have to be for half of their share to last for a window.
+	ordinaryPace = budgetWindow / (ordinaryShare / 2)
 )
-
-// share is how many of the window's writes may be of one priority.
-type share struct {
-	idle int
-	busy int // while pods come or go
-}
-
-// What the lease leaves is Shared's and, while pods come or go, Ordinary's: there neither waits for the other.
-var shares = map[Priority]share{
-	Background: {12, 6}, // out of the share of Shared
-	Ordinary:   {20, 12},
-	Shared:     {budgetWrites - leaseReserve - 12, budgetWrites - leaseReserve - 12},
-	Urgent:     {budgetWrites, budgetWrites},
-}
 
 // budget lets at most budgetWrites through in any window, and of each priority its share. It remembers each of them.
 type budget struct {
@@ -90,14 +85,15 @@ func (b *budget) now() time.Time {
 // full is how long there is no room for one more write of p.
 func (b *budget) full(p Priority, now time.Time) time.Duration {
 	wait := b.above(budgetWrites, now, Background, Ordinary, Shared, Urgent)
-	if p == Urgent {
-		return wait
+	switch p {
+	case Ordinary:
+		wait = max(wait, b.above(ordinaryShare, now, Ordinary))
+	case Shared:
+		wait = max(wait, b.above(sharedShare, now, Background, Shared))
+	case Background:
+		wait = max(wait, b.above(sharedShare, now, Background, Shared), b.above(idleShare, now, Background), min(b.busy(now), b.above(busyShare, now, Background)))
 	}
-	wait = max(wait, b.above(budgetWrites-leaseReserve, now, Background, Ordinary, Shared))
-	if p != Ordinary {
-		wait = max(wait, b.above(shares[Shared].idle, now, Background, Shared))
-	}
-	return max(wait, b.above(shares[p].idle, now, p), min(b.busy(now), b.above(shares[p].busy, now, p)))
+	return wait
 }
 
 // above is how long writes of the window leave no room for one more of these within limit.
@@ -122,20 +118,15 @@ func (b *budget) busy(now time.Time) time.Duration {
 	return max(0, made[len(made)-1].at.Add(calm).Sub(now))
 }
 
-// pace is how far apart Ordinary writes have to be for their share to last: 0 until half of it is used, and then so that
-// the other half spreads over what is left of the window.
+// pace is how far apart Ordinary writes have to be for their share never to be used up: half of it may go at once.
 func (b *budget) pace() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	now := b.now()
-	most := min(shares[Ordinary].idle, budgetWrites-leaseReserve-len(b.of(Background, Shared)))
-	if b.busy(now) > 0 {
-		most = shares[Ordinary].busy
-	}
-	if len(b.of(Ordinary)) < most/2 {
+	b.now()
+	if len(b.of(Ordinary)) < ordinaryShare/2 {
 		return 0
 	}
-	return budgetWindow * 5 / 3 / time.Duration(most)
+	return ordinaryPace
 }
 
 // room tells whether a write of p may be made now.
