@@ -220,67 +220,83 @@ type judgement struct {
 	held *heldPolicy
 }
 
-// missingPolicy is one that the cache does not have, and what it was when that was seen.
-type missingPolicy struct {
-	heldPolicy
-	held *heldPolicy
-}
-
 // home is a namespace that has, or had, policies; without UID where nobody knows which it was.
 type home struct {
 	name string
 	uid  types.UID
 }
 
-// absence is what the cache does not have.
+// absence is what the cache does not have, and what becomes of it.
 type absence struct {
-	missing map[policy.Ref]missingPolicy
+	missing map[policy.Ref]*heldPolicy // read with applying held
 	// left are homes that may be gone and have a successor -> their policies.
 	left map[home][]policy.Ref
 	// inUse are the namespaces of this node's pods, and of those that are about to come (awaited).
 	inUse, awaited map[string]bool
-	// onTheWay: some may come into the cache yet.
-	onTheWay bool
+	fates          map[policy.Ref]judgement
+	// again: some may come into the cache yet, or nobody could say what becomes of them.
+	again bool
 }
+
+func (a *absence) judge(ref policy.Ref, f fate) { a.fates[ref] = judgement{f, a.missing[ref]} }
 
 // fates says what becomes of the policies that are not in list. Again tells that it has to be asked again soon.
 func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy, deleted map[policy.Ref]uint64) (fates map[policy.Ref]judgement, again bool) {
 	a := p.absent(list, deleted)
-	again = a.onTheWay
 	if err := p.askForMissing(ctx, a.missing); err != nil {
 		p.log.Info("policies that only this node knows stay until the API server says whether they are there", "error", err.Error())
-		again = true
+		a.again = true
 	}
-	fates = map[policy.Ref]judgement{}
-	judge := func(ref policy.Ref, f fate) { fates[ref] = judgement{f, a.missing[ref].held} }
-	unclear := map[home][]policy.Ref{}
+	unclear := p.judgeFromMemory(a)
+	p.judgeLingering(ctx, a)
+	p.judgeByNamespace(ctx, a, unclear)
+	return a.fates, a.again
+}
+
+// judgeFromMemory judges where nobody has to be asked, and returns the others by their homes.
+func (p *Policies) judgeFromMemory(a *absence) (unclear map[home][]policy.Ref) {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	unclear = map[home][]policy.Ref{}
 	for ref, h := range a.missing {
-		again = again || a.awaited[ref.Namespace]
+		a.again = a.again || a.awaited[ref.Namespace]
 		switch {
 		case h.whence != fromCache: // it is there, or nobody could say
-			again = true
+			a.again = true
 		case !a.inUse[ref.Namespace]:
-			judge(ref, goes)
+			a.judge(ref, goes)
 		case h.lingering:
-			judge(ref, lingers)
+			a.judge(ref, lingers)
 		default:
 			unclear[home{ref.Namespace, h.namespace}] = append(unclear[home{ref.Namespace, h.namespace}], ref)
 		}
 	}
+	return unclear
+}
+
+// judgeLingering lets those go whose home has a successor.
+func (p *Policies) judgeLingering(ctx context.Context, a *absence) {
 	unasked := map[string]types.UID{}
 	for home, refs := range a.left {
 		back, err := p.cameBack(ctx, home.name, home.uid)
 		if err != nil {
 			p.log.Info("policies of a namespace that went stay until the API server says whether this is another", "namespace", home.name, "error", err.Error())
-			again, unasked[home.name] = true, home.uid
+			a.again, unasked[home.name] = true, home.uid
 			continue
 		}
 		for _, ref := range refs {
-			if back && fates[ref].fate == lingers {
-				judge(ref, goes)
+			if back && a.fates[ref].fate == lingers {
+				a.judge(ref, goes)
 			}
 		}
 	}
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	p.networks.unasked = unasked
+}
+
+// judgeByNamespace lets those linger whose namespace is being deleted, and the others go.
+func (p *Policies) judgeByNamespace(ctx context.Context, a *absence, unclear map[home][]policy.Ref) {
 	for home, refs := range unclear {
 		uid, going, err := p.going(ctx, home.name)
 		if err == nil && !going && home.uid != uid { // another, or nobody knows which it was
@@ -288,28 +304,29 @@ func (p *Policies) fates(ctx context.Context, list []networkingv1.NetworkPolicy,
 		}
 		if err != nil {
 			p.log.Info("policies stay until the API server says whether their namespace is being deleted", "namespace", home.name, "error", err.Error())
-			again = true
+			a.again = true
 			continue
 		}
 		for _, ref := range refs {
-			if judge(ref, goes); going {
-				judge(ref, lingers)
-				p.settle(a.missing[ref].held, uid)
+			if !going {
+				a.judge(ref, goes)
+				continue
 			}
+			a.judge(ref, lingers)
+			p.settle(a.missing[ref], uid)
 		}
 	}
-	p.applying.Lock()
-	defer p.applying.Unlock()
-	p.networks.unasked = unasked
-	return fates, again
 }
 
 // absent looks at what list lacks, and takes note of deletions.
-func (p *Policies) absent(list []networkingv1.NetworkPolicy, deleted map[policy.Ref]uint64) absence {
+func (p *Policies) absent(list []networkingv1.NetworkPolicy, deleted map[policy.Ref]uint64) *absence {
 	present := byRef(list)
 	p.applying.Lock()
 	defer p.applying.Unlock()
-	a := absence{missing: map[policy.Ref]missingPolicy{}, left: map[home][]policy.Ref{}, inUse: p.questions.awaited(), awaited: map[string]bool{}}
+	a := &absence{
+		missing: map[policy.Ref]*heldPolicy{}, left: map[home][]policy.Ref{}, inUse: p.questions.awaited(), awaited: map[string]bool{},
+		fates: map[policy.Ref]judgement{},
+	}
 	maps.Copy(a.awaited, a.inUse)
 	for _, e := range p.pods() {
 		a.inUse[e.Pod.Namespace] = true
@@ -338,9 +355,9 @@ func (p *Policies) absent(list []networkingv1.NetworkPolicy, deleted map[policy.
 		switch {
 		case there && (h.whence == fromCache || versionOf(now) >= h.version):
 		case h.whence == fromLive && time.Since(h.since) < seenSafely:
-			a.onTheWay = true
+			a.again = true
 		default:
-			a.missing[ref] = missingPolicy{*h, h}
+			a.missing[ref] = h
 		}
 	}
 	return a
@@ -358,13 +375,15 @@ func (p *Policies) settle(h *heldPolicy, namespace types.UID) {
 // askForMissing asks for the policies of the namespaces that have some of which the cache never had, or not in this
 // version. What is not there any more it marks as known to the cache, and what is there, as heard anew: also where it is
 // older, for somebody has put the cluster back. The first question without an answer is the last.
-func (p *Policies) askForMissing(ctx context.Context, missing map[policy.Ref]missingPolicy) error {
+func (p *Policies) askForMissing(ctx context.Context, missing map[policy.Ref]*heldPolicy) error {
 	ahead := map[string][]policy.Ref{}
+	p.applying.Lock()
 	for ref, h := range missing {
 		if h.whence != fromCache {
 			ahead[ref.Namespace] = append(ahead[ref.Namespace], ref)
 		}
 	}
+	p.applying.Unlock()
 	for namespace, refs := range ahead {
 		now, err := p.askLive(namespace)
 		if err != nil {
@@ -379,10 +398,9 @@ func (p *Policies) askForMissing(ctx context.Context, missing map[policy.Ref]mis
 			h := missing[ref]
 			switch o := there[ref]; {
 			case o == nil:
-				h.held.whence, h.whence = fromCache, fromCache
-				missing[ref] = h
+				h.whence = fromCache
 				p.networks.noteGone(ref, h.version, h.object.UID)
-			case versionOf(o) < h.version && p.networks.held[ref] == h.held:
+			case versionOf(o) < h.version && p.networks.held[ref] == h:
 				p.hold(o, fromLive)
 			}
 		}

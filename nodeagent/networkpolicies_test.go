@@ -163,8 +163,8 @@ func TestOrphansAreClosedWhenTheBellRings(t *testing.T) {
 	for len(p.wake) > 0 {
 		<-p.wake
 	}
-	p.Policies.live = &podHook{Reader: p.live, get: func() {
-		if len(p.wake) > 0 { // 10 ms later
+	p.Policies.live = &hooked{Reader: p.live, asked: func(o client.Object) {
+		if _, ok := o.(*corev1.Pod); ok && len(p.wake) > 0 { // 10 ms later
 			<-p.wake
 			p.reconcile()
 		}
@@ -177,18 +177,6 @@ func TestOrphansAreClosedWhenTheBellRings(t *testing.T) {
 	p.expectIngress(1, true, 0)
 }
 
-type podHook struct {
-	client.Reader
-	get func()
-}
-
-func (h *podHook) Get(ctx context.Context, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
-	if _, ok := o.(*corev1.Pod); ok {
-		h.get()
-	}
-	return h.Reader.Get(ctx, key, o, opts...)
-}
-
 // Orphans that went while they were asked about, or with the last agent, were remembered for ever.
 func TestOrphansAreForgotten(t *testing.T) {
 	p := newPoliced(t)
@@ -197,7 +185,11 @@ func TestOrphansAreForgotten(t *testing.T) {
 	e := p.endpoint(1, "a", "web", 300)
 	e.Pod.UID = "1"
 	nodetest.Must(t, p.Admit(t.Context(), e)())
-	p.Policies.live = &podHook{Reader: p.live, get: func() { nodetest.Must(t, p.Dismiss(e)) }}
+	p.Policies.live = &hooked{Reader: p.live, asked: func(o client.Object) {
+		if _, ok := o.(*corev1.Pod); ok {
+			nodetest.Must(t, p.Dismiss(e))
+		}
+	}}
 	nodetest.Must(t, p.closeOrphans(t.Context(), "a"))
 	if len(p.orphans) != 0 {
 		t.Errorf("dismissed while asked: %v", p.orphans)
@@ -338,7 +330,11 @@ func TestADDWaitsForWayToBeMade(t *testing.T) {
 	next.UID, next.CreationTimestamp = "second", metav1.Time{Time: p.cache.born.Add(2 * time.Hour)}
 	p.live.uids, p.live.policies = map[string]types.UID{"a": "second"}, []networkingv1.NetworkPolicy{next}
 	p.patience = 3 * time.Second
-	p.Policies.live = &podHook{Reader: p.live, get: func() { time.Sleep(p.patience * 6 / 10) }} // a busy API server
+	p.Policies.live = &hooked{Reader: p.live, asked: func(o client.Object) {
+		if _, ok := o.(*corev1.Pod); ok {
+			time.Sleep(p.patience * 6 / 10) // a busy API server
+		}
+	}}
 	p.comings(t.Context()).OnAdd(podOf("new", corev1.PodPending), false)
 	e := p.endpoint(5, "a", "web", 300)
 	e.Pod.UID = "new"

@@ -54,7 +54,7 @@ func (p *Policies) Progress() v1alpha1.PolicyProgress {
 func (p *Policies) exceptions(failed map[uint16]error, wanted map[uint16]datapath.PodPolicy, leftOut map[policy.Ref]policy.LeftOut) []v1alpha1.PolicyException {
 	found := map[policy.Ref]v1alpha1.PolicyException{}
 	for ref, why := range leftOut {
-		found[ref] = exception(ref, leftOutReason(why), leftOutText(why))
+		found[ref] = exception(ref, leftOutReason(why), why.String())
 	}
 	names := map[uint16]*endpoint.Endpoint{}
 	for _, e := range p.pods() {
@@ -97,16 +97,6 @@ func leftOutReason(why policy.LeftOut) string {
 		return reasonTableFull
 	}
 	return reasonInvalid
-}
-
-func leftOutText(why policy.LeftOut) string {
-	switch {
-	case why.Before:
-		return fmt.Sprintf("the version before stays in force, for %v", why.Err)
-	case why.Nobody:
-		return fmt.Sprintf("it selects no pod, for %v", why.Err)
-	}
-	return fmt.Sprintf("it isolates the pods that it selects and allows them nothing, for %v", why.Err)
 }
 
 func sortedIDs(failed map[uint16]error) []uint16 {
@@ -157,7 +147,7 @@ func (p *Policies) Shown(e *endpoint.Endpoint) (v1alpha1.EndpointPolicy, metav1.
 	case err != nil:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, reasonWrite, fullText(e, err)
 	case len(out) > 0:
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, leftOutReason(now.leftOut[out[0]]), fmt.Sprintf("%s: %s", out[0], leftOutText(now.leftOut[out[0]]))
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, leftOutReason(now.leftOut[out[0]]), fmt.Sprintf("%s: %s", out[0], now.leftOut[out[0]])
 	case !ok:
 		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "Waiting", "the pod's policy is not written yet, and the pod has what it had before: nothing, if it is new"
 	case len(e.Ports) > v1alpha1.MaxPortsPerEndpoint:

@@ -252,8 +252,8 @@ func (p *Policies) ask(ctx context.Context, namespace string, pod types.UID) pol
 	return one.answer
 }
 
-// askLive asks the API server for the policies of a namespace, and which namespace it is. It is
-// bounded by time alone: several may wait for it, and none of them may end it for the others.
+// askLive asks the API server for the policies of a namespace, and which namespace it is. It is bounded by patience and by no
+// caller's context: several may wait for one answer, and none of them may end it for the others.
 func (p *Policies) askLive(namespace string) (policyAnswer, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.patience)
 	defer cancel()

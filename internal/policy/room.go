@@ -34,6 +34,17 @@ type LeftOut struct {
 	Nobody bool
 }
 
+// String says what is so instead, and why.
+func (l LeftOut) String() string {
+	switch {
+	case l.Before:
+		return fmt.Sprintf("the version before stays in force, for %v", l.Err)
+	case l.Nobody:
+		return fmt.Sprintf("it selects no pod, for %v", l.Err)
+	}
+	return fmt.Sprintf("it isolates the pods that it selects and allows them nothing, for %v", l.Err)
+}
+
 // SetLimits says how much fits, from now on.
 func (e *Engine) SetLimits(l Limits) {
 	e.mu.Lock()

@@ -53,11 +53,7 @@ func New(o Objects) (*World, error) {
 		ref := policy.RefOf(&o.Policies[i])
 		rules, notes, err := policy.FromNetworkPolicy(&o.Policies[i])
 		if err != nil {
-			does := "isolates the pods that it selects and allows them nothing"
-			if len(rules) == 0 {
-				does = "selects no pod"
-			}
-			notes = []policy.Note{{Path: "spec", Text: does + ", for " + err.Error()}}
+			notes = []policy.Note{{Path: "spec", Text: policy.LeftOut{Err: err, Nobody: len(rules) == 0}.String()}}
 		}
 		if err := w.engine.SetPolicy(ref, rules); err != nil {
 			return nil, err
