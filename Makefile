@@ -128,6 +128,7 @@ lint: ## Run the linters, among them the rule that no import goes up a floor.
 	@mkdir -p $(KUBE_CILIUM_CACHE)/tools
 	cd .ci/lint && go build -trimpath -o $(KUBE_CILIUM_CACHE)/tools/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 	$(KUBE_CILIUM_CACHE)/tools/golangci-lint run ./...
+	cd test/cluster && $(KUBE_CILIUM_CACHE)/tools/golangci-lint run ./...
 
 ##@ Test
 
