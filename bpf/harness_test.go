@@ -307,8 +307,8 @@ type outcome struct {
 	target uint32 // ifindex it was redirected to
 }
 
-// checksumComplete is BPF_F_TEST_SKB_CHECKSUM_COMPLETE (Linux 6.11): the packet comes as from a network card that summed
-// it up from the IP header on, and the run fails with EBADMSG when it no longer has that sum.
+// checksumComplete is BPF_F_TEST_SKB_CHECKSUM_COMPLETE: the packet comes as from a network card that summed it up from
+// the IP header on, and the run fails with EBADMSG when it no longer has that sum. Kernels before 6.11 refuse it.
 const checksumComplete = 1 << 2
 
 // run gives a frame to a program, always on the same CPU.
@@ -335,15 +335,13 @@ func (w *world) run(prog string, frame []byte, change ...func(*context)) outcome
 	var err error
 	onOneCPU(w.t, func() {
 		ret, err = w.program(prog).Programs[prog].Run(opts)
-		if errors.Is(err, unix.EINVAL) && opts.Flags != 0 {
-			opts.Flags = 0
-			ret, err = w.program(prog).Programs[prog].Run(opts)
-		}
 	})
-	if errors.Is(err, unix.EBADMSG) {
+	switch {
+	case errors.Is(err, unix.EBADMSG):
 		w.t.Fatalf("%s changed the packet and not what the network card summed up", prog)
-	}
-	if err != nil {
+	case errors.Is(err, unix.EINVAL) && opts.Flags != 0:
+		w.t.Fatalf("run %s: %v (needs Linux 6.11: older kernels cannot give a program a packet that a network card summed up)", prog, err)
+	case err != nil:
 		w.t.Fatalf("run %s: %v", prog, err)
 	}
 	o := outcome{ret: ret, out: opts.DataOut, mark: ctxOut.Mark, target: w.target(prog), reason: 255}

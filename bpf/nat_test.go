@@ -118,11 +118,21 @@ func TestMasquerade(t *testing.T) {
 	})
 }
 
+// What a network card had summed up of it was wrong once the port was another.
 func TestUDPWithoutChecksumKeepsNone(t *testing.T) {
 	w := newWorld(t, nil)
-	in := fromA(out4).with(func(p *packet) { p.proto, p.noChecksum = protoUDP, true })
-	w.run("from_pod", in.frame()).expect(t, bpf.MapsReasonFORWARD_TO_NETWORK, redirect,
-		in.with(func(p *packet) { p.src, p.ttl = node4, 63 }).frame())
+	both(t, func(t *testing.T, v6 bool) {
+		for _, port := range []uint16{40000, 1234} { // kept; outside the range
+			w.t = t
+			w.reset()
+			in := fromA(pick(v6, out4, out6)).with(func(p *packet) { p.proto, p.noChecksum, p.sport = protoUDP, true, port })
+			o := w.run("from_pod", in.frame())
+			sent := in.with(func(p *packet) { p.src, p.sport, p.ttl = pick(v6, node4, node6), seenPort(o.out, v6), 63 })
+			o.expect(t, bpf.MapsReasonFORWARD_TO_NETWORK, redirect, sent.frame())
+			w.run("from_netdev", answer(sent).frame()).expect(t, bpf.MapsReasonFORWARD_TO_POD, redirect,
+				answer(in).with(func(p *packet) { p.smac, p.dmac, p.ttl = hostMAC, podMAC, 49 }).frame())
+		}
+	})
 }
 
 // TestPortTaken: two pods from one port to one server get two ports.

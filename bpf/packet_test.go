@@ -50,7 +50,7 @@ type packet struct {
 	more       bool
 	fragID     uint32
 
-	noChecksum bool // UDP over IPv4: 0
+	noChecksum bool // UDP: 0
 }
 
 func (p packet) v6() bool { return p.src.Is6() }

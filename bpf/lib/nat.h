@@ -15,10 +15,6 @@
 
 #define NAT_TRIES 32
 
-#ifndef BPF_F_IPV6
-#define BPF_F_IPV6 (1ULL << 7)
-#endif
-
 /* Protocols whose ports (or identifier) can be given another value. */
 static __always_inline bool nat_can(const struct pkt *p)
 {
@@ -199,16 +195,19 @@ static __subprogram int nat_refresh(const struct tuple *t, const struct conn *c,
 }
 
 /*
- * l4_csum_replace for an IPv6 pseudo header: newer kernels want to be told that
- * no IPv4 header's checksum outweighs the change (BPF_F_IPV6), older refuse
- * the flag.
+ * l4_csum_replace for a pseudo header. The helper takes the change off what a
+ * network card summed up too (CHECKSUM_COMPLETE), for it expects a header
+ * checksum that outweighs the address, as IPv4 has. IPv6 has none, and there it
+ * is put back: BPF_F_IPV6 does the same in one, and is refused before Linux 6.16.
  */
-static __always_inline long l4_diff(struct __sk_buff *skb, __u32 off, __s64 diff,
-				    __u64 flags, bool ipv6)
+static __always_inline int l4_diff(struct __sk_buff *skb, __u32 off, __s64 diff,
+				   __u64 flags, bool ipv6)
 {
-	if (ipv6 && !bpf_l4_csum_replace(skb, off, 0, diff, flags | BPF_F_IPV6))
-		return 0;
-	return bpf_l4_csum_replace(skb, off, 0, diff, flags);
+	if (bpf_l4_csum_replace(skb, off, 0, diff, flags | BPF_F_PSEUDO_HDR))
+		return DROP_WRITE;
+	if (ipv6)
+		bpf_csum_update(skb, diff); /* refused where nothing was summed up */
+	return 0;
 }
 
 static __always_inline __u32 l4_check_offset(__u8 proto)
@@ -254,7 +253,7 @@ static __subprogram int nat_rewrite(struct __sk_buff *skb, const struct pkt *p,
 	const union addr *old = source ? &p->t.saddr : &p->t.daddr;
 	__be16 old_port = source ? p->t.sport : p->t.dport;
 	__u32 check = p->l4 + l4_check_offset(p->t.proto);
-	/* UDP over IPv4: a checksum of 0 is none, and stays so. */
+	/* UDP: a checksum of 0 is none, and stays so. */
 	__u64 flags = p->t.proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	bool ipv6 = p->ipv6;
 	__s64 diff = addr_diff(old, addr, ipv6);
@@ -272,7 +271,7 @@ static __subprogram int nat_rewrite(struct __sk_buff *skb, const struct pkt *p,
 		return 0;
 	}
 	if (p->t.proto != IPPROTO_ICMP &&
-	    l4_diff(skb, check, diff, flags | BPF_F_PSEUDO_HDR, ipv6))
+	    l4_diff(skb, check, diff, flags, ipv6))
 		return DROP_WRITE;
 	if (is_echo(p->t.proto))
 		port_at = p->l4 + 4;
@@ -283,6 +282,16 @@ static __subprogram int nat_rewrite(struct __sk_buff *skb, const struct pkt *p,
 	if (bpf_l4_csum_replace(skb, check, old_port, port, flags | 2) ||
 	    bpf_skb_store_bytes(skb, port_at, &port, 2, 0))
 		return DROP_WRITE;
+	if (p->t.proto == IPPROTO_UDP) {
+		__sum16 sum = 0;
+
+		if (bpf_skb_load_bytes(skb, check, &sum, 2))
+			return DROP_WRITE;
+		if (!sum) { /* nothing in the packet makes up for the port */
+			bpf_csum_update(skb, port);
+			bpf_csum_update(skb, ~(__u32)old_port);
+		}
+	}
 	return 0;
 }
 
@@ -311,7 +320,7 @@ static __subprogram int nat_rewrite_error(struct __sk_buff *skb,
 	    addr_store(skb, q->l3, addr, ipv6, !source))
 		return DROP_WRITE;
 	if (ipv6) {
-		if (l4_diff(skb, check, diff, BPF_F_PSEUDO_HDR, true) ||
+		if (l4_diff(skb, check, diff, 0, true) ||
 		    bpf_l4_csum_replace(skb, check, 0, quoted_diff, 0))
 			return DROP_WRITE;
 	} else {
