@@ -307,6 +307,59 @@ func TestReports(t *testing.T) {
 	}
 }
 
+// TestReportsWithoutFlags: of what has no flags the first packet, the first answer, and one an interval whoever sends it.
+func TestReportsWithoutFlags(t *testing.T) {
+	w := newWorld(t, nil)
+	for _, asked := range []packet{
+		fromA(podB4).with(func(p *packet) { p.proto = protoUDP }),
+		fromA(podB6).with(func(p *packet) { p.proto = protoUDP }),
+		fromA(podB4).with(func(p *packet) { p.proto, p.typ, p.id = protoICMP, 8, 7 }),
+		fromA(podB6).with(func(p *packet) { p.proto, p.typ, p.id = protoICMPv6, 128, 7 }),
+	} {
+		w.reset()
+		answer := asked.reply().with(func(p *packet) {
+			switch p.proto {
+			case protoICMP:
+				p.typ = 0
+			case protoICMPv6:
+				p.typ = 129
+			}
+		})
+		for i, step := range []struct {
+			answer, late bool
+			events       int
+		}{
+			{answer: false, events: 1}, {answer: false}, {answer: true, events: 1}, {answer: true}, {answer: false},
+			{answer: false, late: true, events: 1}, {answer: true}, {answer: true, late: true, events: 1}, {answer: false},
+		} {
+			if step.late {
+				for k, c := range w.answered() {
+					c.Reported -= 5 // the interval of this world
+					w.change(k, c)
+				}
+			}
+			if step.answer {
+				w.asB(func() { w.run("from_pod", answer.frame()) })
+			} else {
+				w.run("from_pod", asked.frame())
+			}
+			ev := w.events()
+			if len(ev) != step.events {
+				t.Errorf("protocol %d, step %d: %d events, want %d", asked.proto, i, len(ev), step.events)
+			}
+			for _, e := range ev {
+				flags := bpf.MapsEventFlags(e.Flags)
+				if got := flags&bpf.MapsEventFlagsEVENT_REPLY != 0; got != step.answer || e.Type != uint8(bpf.MapsEventTypeEVENT_TRACE) {
+					t.Errorf("protocol %d, step %d: %+v", asked.proto, i, e)
+				}
+				if first := flags&bpf.MapsEventFlagsEVENT_FIRST != 0; first != (i == 0) {
+					t.Errorf("protocol %d, step %d: first: %t", asked.proto, i, first)
+				}
+			}
+		}
+	}
+}
+
 // TestReporting: which packets are reported can be changed while programs run. Off: none that passes; every packet: each of
 // a connection, also the error about it, and nothing of the host's own; drops always.
 func TestReporting(t *testing.T) {
