@@ -21,6 +21,8 @@ type cluster struct {
 	*testcluster.Cluster
 	// dropped are the drop counters from when it was up.
 	dropped map[string]int64
+	// endTurn lets the next test begin. It may be called twice.
+	endTurn func()
 }
 
 type node = testcluster.Node
@@ -50,14 +52,17 @@ func testClusterTool(t testing.TB) string {
 var turn = make(chan struct{}, 1)
 
 // up brings a cluster up when it is this test's turn, and takes it down when the test ends; KEEP_CLUSTER=1 leaves it
-// for a look. Tests take turns, in no order: two cores are few.
+// for a look. Tests take turns, in no order: two cores are few. One that only waits from some time on says so by endTurn.
 func up(t *testing.T, name string, flags ...string) *cluster {
 	t.Helper()
 	needRoot(t)
 	t.Parallel()
 	turn <- struct{}{}
-	t.Cleanup(func() { <-turn })
-	return bring(t, name, flags...)
+	end := sync.OnceFunc(func() { <-turn })
+	t.Cleanup(end)
+	c := bring(t, name, flags...)
+	c.endTurn = end
+	return c
 }
 
 // upBeside is up for a test that does little for a long time: it waits for no turn.

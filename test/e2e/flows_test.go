@@ -4,171 +4,308 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	flowpb "github.com/cilium/cilium/api/v1/flow"
+	observerpb "github.com/cilium/cilium/api/v1/observer"
+
+	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/test/testcluster"
 )
 
-// seenFlow is what the test looks at of a flow that kubectl hubble prints.
-type seenFlow struct {
-	Node string `json:"node_name"`
-	Flow struct {
-		Verdict    string `json:"verdict"`
-		DropReason string `json:"drop_reason_desc"`
-		Point      string `json:"trace_observation_point"`
-		Source     struct {
-			Pod string `json:"pod_name"`
-		} `json:"source"`
-		L4 struct {
-			TCP struct {
-				Flags map[string]bool `json:"flags"`
-			} `json:"TCP"`
-		} `json:"l4"`
-		EgressAllowedBy  []policyName `json:"egress_allowed_by"`
-		IngressAllowedBy []policyName `json:"ingress_allowed_by"`
-		EgressDeniedBy   []policyName `json:"egress_denied_by"`
-		IngressDeniedBy  []policyName `json:"ingress_denied_by"`
-	} `json:"flow"`
-}
-
-// policyName names a policy in a flow.
-type policyName struct{ Kind, Namespace, Name string }
-
-func (f seenFlow) String() string {
-	var flags []string
-	for name := range f.Flow.L4.TCP.Flags {
-		flags = append(flags, name)
-	}
-	slices.Sort(flags)
-	words := []string{f.Node + ":", f.Flow.Source.Pod, strings.Join(flags, "+"), f.Flow.Verdict, f.Flow.Point, f.Flow.DropReason}
-	for _, by := range []struct {
-		what     string
-		policies []policyName
-	}{
-		{"egress allowed by", f.Flow.EgressAllowedBy}, {"ingress allowed by", f.Flow.IngressAllowedBy},
-		{"egress denied by", f.Flow.EgressDeniedBy}, {"ingress denied by", f.Flow.IngressDeniedBy},
-	} {
-		for _, p := range by.policies {
-			words = append(words, by.what, p.Kind, p.Namespace+"/"+p.Name)
-		}
-	}
-	return strings.Join(slices.DeleteFunc(words, func(w string) bool { return w == "" }), " ")
-}
+// onlyPods leaves out what kubelet asks the pods.
+var onlyPods = []string{"--not", "--identity", "host,remote-node"}
 
 func (c *cluster) hubble(t testing.TB, args ...string) string {
 	t.Helper()
-	bin := filepath.Join(filepath.Dir(os.Getenv("TEST_CLUSTER")), "kubectl-hubble")
-	out, err := testcluster.Run(c.Client(t.Context(), bin, args...), nil)
+	out, err := testcluster.Run(c.Client(t.Context(), hubbleBinary(), args...), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
 }
 
-// handshakes are the first packets of connections between two pods and the refusals, each kind once.
-func (c *cluster) handshakes(t testing.TB, ip string) []string {
-	t.Helper()
-	out := c.hubble(t, "flows", "-A", "--all", "--ip", ip, "--port", fmt.Sprint(proberPort), "--protocol", "tcp", "--tcp-flags", "SYN", "-o", "json",
-		"--not", "--identity", "host,remote-node")
-	var all []string
-	for line := range strings.Lines(out) {
-		var f seenFlow
-		if err := json.Unmarshal([]byte(line), &f); err != nil {
-			t.Fatalf("%v: %s", err, line)
-		}
-		all = append(all, f.String())
-	}
-	slices.Sort(all)
-	return slices.Compact(all) // a SYN that got no answer is sent again
-}
-
-// TestFlows: connections between pods of one node and of two, IPv4 and IPv6, make exactly the flows that tell of them;
-// each with the policies that allowed or refused it.
+// TestFlows: conversations between pods of one node and of two, over IPv4 and IPv6, by TCP, UDP and ICMP, make exactly the
+// flows that tell of them, each as often as it happened, with the policies that allowed or refused it. Those who
+// count agree: the endpoints' recent drops, the nodes' reports and the agents' metrics.
 func TestFlows(t *testing.T) {
 	c := up(t, "flows-e2e", "--workers", "2", "--ip-family", "dual", "--cni", "ours")
 	const ns = "flows"
 	dir := proberDir(t)
-	one, two := c.Nodes[0].Name, c.Nodes[1].Name
-	c.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+ns+"}\n---"+
-		proberPod(ns, "client", one, dir, false)+proberPod(ns, "near", one, dir, false)+proberPod(ns, "far", two, dir, false))
-	c.waitReady(t, ns, "client", "near", "far")
-	connect := func(pod, family string, want bool) string {
-		t.Helper()
-		ip := c.podIPs(t, ns, pod)[family]
-		for _, r := range c.ask(t, ns, "client", []target{question(pod, "tcp", ip, 0)}, 1) {
-			if r.OK != want {
-				t.Errorf("to %s over IPv%s: %+v, want %t", pod, family, r, want)
-			}
+	yaml := "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + ns + "}\n---"
+	var pods, closed, sealed []string
+	for i, n := range c.Nodes {
+		for _, name := range []string{"client", "sealed", "server", "closed"} {
+			pods = append(pods, podOn(name, i))
+			yaml += proberPod(ns, podOn(name, i), n.Name, dir, false)
 		}
-		return ip
+		closed, sealed = append(closed, podOn("closed", i)), append(sealed, podOn("sealed", i))
 	}
-	compare := func(what, ip string, want ...string) {
+	c.apply(t, yaml)
+	c.waitReady(t, ns, pods...)
+	before := map[string]counted{}
+	for _, n := range c.Nodes {
+		before[n.Name] = c.counted(t, n.Name)
+	}
+
+	// What was told before stays there: each act looks at all flows since the first, so that none may come late or twice.
+	following := c.follow(t, append([]string{"-n", ns, "--all", "-o", "jsonpb"}, onlyPods...)...)
+	s := &script{c: c, ns: ns, port: 10000, void: map[uint32]bool{}}
+	act := func(what string, all ...pairs) {
 		t.Helper()
-		want = slices.Compact(slices.Sorted(slices.Values(want)))
-		eventually(t, what, 10*time.Second, func() error {
-			if got := c.handshakes(t, ip); !slices.Equal(got, want) {
-				return fmt.Errorf("flows are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		s.hold(t, what, all...)
+		s.told(t, what, following)
+	}
+	act("no policy", pairs{client: "client", server: "server"})
+
+	policy := func(name string) string { return "NetworkPolicy " + ns + "/" + name }
+	inbound, outbound := policy("inbound")+" rule:spec.ingress[1]", policy("outbound")+" rule:spec.egress[0]"
+	c.applyPolicy(t, flowPolicies(ns,
+		"every", `podSelector: {}, policyTypes: [Ingress]`,
+		"inbound", `podSelector: {matchExpressions: [{key: pod, operator: In, values: [server-1, server-2]}]}, policyTypes: [Ingress],
+  ingress: [{ports: [{port: 1}]}, {from: [{podSelector: {}}]}]`))
+	act("ingress",
+		pairs{client: "client", server: "server", judged: judged{ingress: inbound}},
+		pairs{client: "client", server: "closed", judged: judged{ingress: policy("every"), refused: "INGRESS"}})
+
+	c.applyPolicy(t, flowPolicies(ns,
+		"another", `podSelector: {matchExpressions: [{key: pod, operator: In, values: [closed-1, closed-2]}]}, policyTypes: [Ingress], ingress: [{ports: [{port: 1}]}]`,
+		"sealed", `podSelector: {matchExpressions: [{key: pod, operator: In, values: [sealed-1, sealed-2]}]}, policyTypes: [Egress]`,
+		"outbound", `podSelector: {matchExpressions: [{key: pod, operator: In, values: [client-1, client-2]}]}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}]}]`))
+	refused := judged{egress: outbound, ingress: policy("another") + ", " + policy("every"), refused: "INGRESS"}
+	act("both sides",
+		pairs{client: "client", server: "server", judged: judged{egress: outbound, ingress: inbound}},
+		pairs{client: "client", server: "closed", judged: refused},
+		pairs{client: "sealed", server: "server", judged: judged{egress: policy("sealed"), ingress: inbound, refused: "EGRESS"}})
+	t.Run("formats", func(t *testing.T) { flowFormats(t, s) })
+
+	// A report is written at once when a setting turns.
+	c.setMode(t, mode{"flows of drops alone", `{"spec":{"flows":{"reporting":"Off"}}}`})
+	flows, err := following.seen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range c.Nodes {
+		c.countersMoved(t, n.Name, before[n.Name], flows)
+	}
+	act("drops alone",
+		pairs{client: "client", server: "server", judged: judged{egress: outbound, ingress: inbound}, untold: true},
+		pairs{client: "client", server: "closed", judged: refused, untold: true})
+	t.Logf("%d flows; %d conversations had to be held again", len(s.want), len(s.void))
+	if out := c.hubble(t, "status"); !strings.Contains(out, "Connected Nodes: 2/2") || !strings.Contains(out, "Healthcheck: Ok") {
+		t.Error(out)
+	}
+
+	// Endpoints come last in what an agent may write in a minute.
+	c.endTurn()
+	c.recentDrops(t, ns, closed, "Ingress", policy("every"))
+	c.recentDrops(t, ns, sealed, "Egress", policy("sealed"))
+	s.told(t, "everything, a while later", following)
+}
+
+// flowPolicies are NetworkPolicies: names and specs in turn.
+func flowPolicies(namespace string, all ...string) string {
+	var yaml strings.Builder
+	for i := 0; i < len(all); i += 2 {
+		fmt.Fprintf(&yaml, "\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: %s, name: %s}\nspec: {%s}\n", namespace, all[i], all[i+1])
+	}
+	return yaml.String()
+}
+
+// flowFormats asks for the same flows in every format.
+func flowFormats(t *testing.T, s *script) {
+	ask := func(args ...string) string {
+		return s.c.hubble(t, slices.Concat([]string{"flows", "-n", s.ns, "--all"}, args, onlyPods)...)
+	}
+	read := func(out string) (all []*observerpb.GetFlowsResponse) {
+		for line := range strings.Lines(out) {
+			r, err := readFlow(line)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, r)
+		}
+		return all
+	}
+	jsonpb, jsons := ask("-o", "jsonpb"), ask("-o", "json")
+	if jsonpb != jsons {
+		t.Errorf("-o jsonpb and -o json differ:\n%s\n%s", jsonpb, jsons)
+	}
+	flows := read(jsonpb)
+	if err := s.compare(flows, s.want); err != nil {
+		t.Errorf("asked for when all was over: %v", err)
+	}
+	if !slices.IsSortedFunc(flows, func(a, b *observerpb.GetFlowsResponse) int { return a.GetTime().AsTime().Compare(b.GetTime().AsTime()) }) {
+		t.Error("the nodes' flows are not in the order of their times")
+	}
+	for format, mark := range map[string]string{"dict": "  TIMESTAMP: ", "compact": "\n"} {
+		if n := strings.Count(ask("-o", format), mark); n != len(flows) {
+			t.Errorf("-o %s shows %d flows, -o jsonpb %d", format, n, len(flows))
+		}
+	}
+	if err := s.compare(read(ask("-t", "policy-verdict", "-o", "jsonpb")), s.verdicts); err != nil {
+		t.Errorf("verdicts of policies: %v", err)
+	}
+	drops := s.c.hubble(t, "flows", "-n", s.ns, "--verdict", "dropped", "--all")
+	for _, want := range []string{
+		"(default deny of ingress by NetworkPolicy " + s.ns + "/every) (TCP Flags: SYN)",
+		"(default deny of ingress by NetworkPolicy " + s.ns + "/another, NetworkPolicy " + s.ns + "/every) (UDP)",
+		"(default deny of egress by NetworkPolicy " + s.ns + "/sealed) (ICMPv6 EchoRequest)",
+	} {
+		if !strings.Contains(drops, want) {
+			t.Errorf("no line for people says %q:\n%s", want, drops)
+		}
+	}
+}
+
+// recentDrops waits until the status of endpoints tells of refused packets, each with its policies: the one and maybe others.
+func (c *cluster) recentDrops(t testing.TB, namespace string, pods []string, direction, policy string) {
+	t.Helper()
+	for _, pod := range pods {
+		eventually(t, "recent drops of "+pod, 4*time.Minute, func() error {
+			out, err := c.Kubectl(t.Context(), nil, "-n", namespace, "get", "ciliumendpoint", pod, "-o", "json")
+			if err != nil {
+				return err
+			}
+			var e v1alpha1.CiliumEndpoint
+			if err := json.Unmarshal([]byte(out), &e); err != nil {
+				return err
+			}
+			if len(e.Status.RecentDrops) == 0 {
+				return errors.New("none")
+			}
+			for _, d := range e.Status.RecentDrops {
+				port := int32(proberPort)
+				if strings.HasPrefix(d.Protocol, "ICMP") {
+					port = 0
+				}
+				if d.Reason != "POLICY" || d.Direction != direction || !strings.HasPrefix(d.Peer, namespace+"/") || d.Port != port || d.Count < 1 ||
+					!slices.Contains(d.Policies, policy) {
+					return fmt.Errorf("%+v", d)
+				}
 			}
 			return nil
 		})
 	}
-	// Without policies, then with: what was seen before stays in the ring.
-	seen := map[string][]string{}
-	expect := func(what, pod, family string, answers bool, more ...string) {
-		t.Helper()
-		seen[pod+family] = append(seen[pod+family], more...)
-		compare(what+", IPv"+family, connect(pod, family, answers), seen[pod+family]...)
+}
+
+// counted is what a node says of its flows and of policies' refusals.
+type counted struct {
+	// Packets refused, in the agent's metrics and in the report; drops told of by direction; flows of drops and of others.
+	packets, report, ingress, egress, drops, traces int64
+	// seen and lost records, by the report.
+	seen, lost int64
+}
+
+// counted reads a node's metrics at the agent's port, and its report.
+func (c *cluster) counted(t testing.TB, node string) (n counted) {
+	t.Helper()
+	n, err := c.readCounted(t, node)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, family := range []string{"4", "6"} {
-		expect("one node", "near", family, true,
-			one+": client SYN FORWARDED TO_ENDPOINT", one+": near ACK+SYN FORWARDED TO_ENDPOINT")
-		expect("two nodes", "far", family, true,
-			one+": client SYN FORWARDED TO_OVERLAY", two+": client SYN FORWARDED TO_ENDPOINT",
-			two+": far ACK+SYN FORWARDED TO_OVERLAY", one+": far ACK+SYN FORWARDED TO_ENDPOINT")
+	return n
+}
+
+// sample is one line of metrics: a name, labels, a value.
+var sample = regexp.MustCompile(`^(\w+)\{(.*)\} (\S+)$`)
+
+func (c *cluster) readCounted(t testing.TB, node string) (n counted, err error) {
+	t.Helper()
+	metrics, err := c.Kubectl(t.Context(), nil, "get", "--raw", "/api/v1/nodes/"+node+":9962/proxy/metrics")
+	if err != nil {
+		return n, err
 	}
-	c.applyPolicy(t, `
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {namespace: `+ns+`, name: closed}
-spec: {podSelector: {}, policyTypes: [Ingress]}
-`)
-	for _, family := range []string{"4", "6"} {
-		refused := "client SYN DROPPED POLICY_DENIED ingress denied by NetworkPolicy " + ns + "/closed"
-		expect("refused on one node", "near", family, false, one+": "+refused)
-		expect("refused on the other node", "far", family, false, two+": "+refused)
-	}
-	c.applyPolicy(t, `
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {namespace: `+ns+`, name: for-the-client}
-spec: {podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {pod: client}}}]}]}
-`)
-	for _, family := range []string{"4", "6"} {
-		allowed := " ingress allowed by NetworkPolicy " + ns + "/for-the-client"
-		expect("allowed on one node", "near", family, true,
-			one+": client SYN FORWARDED TO_ENDPOINT"+allowed, one+": near ACK+SYN FORWARDED TO_ENDPOINT"+allowed)
-		expect("allowed on the other node", "far", family, true,
-			two+": client SYN FORWARDED TO_ENDPOINT"+allowed, two+": far ACK+SYN FORWARDED TO_OVERLAY"+allowed)
-	}
-	if out := c.hubble(t, "flows", "-n", ns, "--verdict", "dropped", "--last", "1"); !strings.Contains(out, "(default deny of ingress by NetworkPolicy "+ns+"/closed)") {
-		t.Errorf("the line for people does not say why: %s", out)
-	}
-	verdicts := c.hubble(t, "flows", "-n", ns, "-t", "policy-verdict", "--from-pod", "client", "--all")
-	for _, want := range []string{
-		"policy-verdict INGRESS DENIED (default deny of ingress by NetworkPolicy " + ns + "/closed)",
-		"policy-verdict INGRESS ALLOWED (ingress allowed by NetworkPolicy " + ns + "/for-the-client spec.ingress[0]) (TCP Flags: SYN)",
-	} {
-		if !strings.Contains(verdicts, want) {
-			t.Errorf("verdicts lack %q:\n%s", want, verdicts)
+	for line := range strings.Lines(metrics) {
+		m := sample.FindStringSubmatch(strings.TrimSpace(line))
+		if m == nil {
+			continue
+		}
+		value, err := strconv.ParseFloat(m[3], 64)
+		if err != nil {
+			return n, fmt.Errorf("%q: %w", line, err)
+		}
+		has := func(label string) bool { return slices.Contains(strings.Split(m[2], ","), label) }
+		refused := has(`reason="POLICY"`)
+		switch {
+		case m[1] == "kube_cilium_packets_total" && refused && has(`dropped="true"`):
+			n.packets += int64(value)
+		case m[1] == "hubble_drop_total" && refused && has(`direction="ingress"`):
+			n.ingress += int64(value)
+		case m[1] == "hubble_drop_total" && refused && has(`direction="egress"`):
+			n.egress += int64(value)
+		case m[1] == "hubble_flows_processed_total" && has(`subtype="POLICY"`) && has(`type="Drop"`) && has(`verdict="DROPPED"`):
+			n.drops += int64(value)
+		case m[1] == "hubble_flows_processed_total" && has(`type="Trace"`) && has(`verdict="FORWARDED"`):
+			n.traces += int64(value)
 		}
 	}
-	if out := c.hubble(t, "status"); !strings.Contains(out, "Connected Nodes: 2/2") || !strings.Contains(out, "Healthcheck: Ok") {
-		t.Error(out)
+	out, err := c.Kubectl(t.Context(), nil, "get", "ciliumnodereport", node, "-o", "json")
+	if err != nil {
+		return n, err
 	}
+	var report v1alpha1.CiliumNodeReport
+	if err := json.Unmarshal([]byte(out), &report); err != nil {
+		return n, err
+	}
+	for _, d := range report.Status.Drops {
+		if d.Reason == "POLICY" && d.Dropped {
+			n.report += d.Packets
+		}
+	}
+	n.seen, n.lost = report.Status.Flows.Seen, report.Status.Flows.Lost
+	return n, nil
+}
+
+// countersMoved waits until a node's counters have moved by the flows: by every refusal exactly, for no other pods are
+// refused anything; by what passed at least, for others speak too.
+func (c *cluster) countersMoved(t testing.TB, node string, before counted, flows []*observerpb.GetFlowsResponse) {
+	t.Helper()
+	var refused, ingress, egress, all int64
+	for _, r := range flows {
+		if r.GetNodeName() != node {
+			continue
+		}
+		all++
+		if f := r.GetFlow(); f.GetDropReasonDesc() == flowpb.DropReason_POLICY_DENIED {
+			refused++
+			if f.GetTrafficDirection() == flowpb.TrafficDirection_INGRESS {
+				ingress++
+			} else {
+				egress++
+			}
+		}
+	}
+	if ingress == 0 || egress == 0 {
+		t.Fatalf("%s: refused %d on the way in, %d on the way out", node, ingress, egress)
+	}
+	eventually(t, "counters of "+node, time.Minute, func() error {
+		now, err := c.readCounted(t, node)
+		if err != nil {
+			return err
+		}
+		for what, moved := range map[string][2]int64{
+			"kube_cilium_packets_total":           {now.packets - before.packets, refused},
+			"the report's drops":                  {now.report - before.report, refused},
+			"hubble_drop_total, ingress":          {now.ingress - before.ingress, ingress},
+			"hubble_drop_total, egress":           {now.egress - before.egress, egress},
+			"hubble_flows_processed_total, drops": {now.drops - before.drops, refused},
+			"the report's lost flows":             {now.lost - before.lost, 0},
+		} {
+			if moved[0] != moved[1] {
+				return fmt.Errorf("%s moved by %d, want %d", what, moved[0], moved[1])
+			}
+		}
+		if traces, seen := now.traces-before.traces, now.seen-before.seen; traces < all-refused || seen < all {
+			return fmt.Errorf("metrics count %d flows that passed, want %d or more; the report %d flows, want %d or more", traces, all-refused, seen, all)
+		}
+		return nil
+	})
 }

@@ -46,11 +46,13 @@ spec:
 // applyPolicy applies policies and waits until every node reports them in force.
 func (c *cluster) applyPolicy(t testing.TB, yaml string) {
 	t.Helper()
-	out, err := c.Kubectl(t.Context(), []byte(yaml), "apply", "--server-side", "--force-conflicts", "-f", "-", "-o", `jsonpath={.metadata.resourceVersion}`)
+	out, err := c.Kubectl(t.Context(), []byte(yaml), "apply", "--server-side", "--force-conflicts", "-f", "-", "-o", `jsonpath={.metadata.resourceVersion}{"\n"}`)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, yaml)
 	}
-	c.waitInForce(t, out)
+	for version := range strings.FieldsSeq(out) {
+		c.waitInForce(t, version)
+	}
 }
 
 // waitInForce waits until every node reports that NetworkPolicies are in force up to a resourceVersion.

@@ -2,9 +2,9 @@
 
 // Command prober is both ends of every end-to-end test: it serves, it asks once
 // (check), it keeps asking with sequence numbers (stream), so that a lost,
-// doubled or refused packet is counted and not guessed, it writes down the time
-// of each message at both ends (send, sink), and it misbehaves (flood,
-// bounded). Results are JSON on stdout.
+// doubled or refused packet is counted and not guessed, it holds conversations
+// whose every packet is known (talk), it writes down the time of each message at
+// both ends (send, sink), and it misbehaves (flood, bounded). Results are JSON on stdout.
 package main
 
 import (
@@ -31,7 +31,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return fmt.Errorf("say what to do: serve, check, stream, send, sink or flood")
+		return fmt.Errorf("say what to do: serve, check, talk, stream, send, sink or flood")
 	}
 	fs := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	switch args[0] {
@@ -52,6 +52,15 @@ func run(ctx context.Context, args []string) error {
 			return fmt.Errorf("read targets from stdin: %w", err)
 		}
 		return json.NewEncoder(os.Stdout).Encode(probe.Check(ctx, targets, probe.Options{Timeout: *timeout, Attempts: *attempts}))
+	case "talk":
+		if err := fs.Parse(args[1:]); err != nil {
+			return err
+		}
+		var all []Conversation
+		if err := json.NewDecoder(os.Stdin).Decode(&all); err != nil {
+			return fmt.Errorf("read conversations from stdin: %w", err)
+		}
+		return json.NewEncoder(os.Stdout).Encode(talk(ctx, all))
 	case "stream":
 		proto := fs.String("proto", "udp", "tcp: one long stream; udp: datagrams; connect: new TCP connections; ask: new UDP flows of one datagram")
 		dst := fs.String("dst", "", "address:port")
