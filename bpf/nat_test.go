@@ -66,6 +66,40 @@ func seenPort(frame []byte, v6 bool) uint16 {
 	return binary.BigEndian.Uint16(frame[off:])
 }
 
+// A connection to another node was told of as one to the world, but for its first packet.
+func TestMasqueradedIsToldOfAsTheNode(t *testing.T) {
+	w := newWorld(t, nil)
+	both(t, func(t *testing.T, v6 bool) {
+		for name, kind := range kinds(v6) {
+			w.t = t
+			w.reset()
+			in := fromA(pick(v6, peer4, peer6)).with(kind)
+			setSource(&in, in.src, 40000)
+			out := in.with(func(p *packet) { setSource(p, pick(v6, node4, node6), 40000) })
+			w.run("from_pod", in.frame())
+			w.run("from_netdev", answer(out).frame())
+			in.flags = fin | ack
+			w.run("from_pod", in.frame())
+			ev := w.events()
+			if want := map[bool]int{true: 3, false: 2}[name == "tcp"]; len(ev) != want {
+				t.Fatalf("%s: %d events, want %d", name, len(ev), want)
+			}
+			for _, e := range ev {
+				pod, node := e.SrcIdentity, e.DstIdentity
+				if bpf.MapsEventFlags(e.Flags)&bpf.MapsEventFlagsEVENT_REPLY != 0 {
+					pod, node = node, pod
+					if e.XlateAddr != bpf.AddrFrom(in.src) || e.XlatePort != be16(40000) {
+						t.Errorf("%s: an answer for %v %d", name, e.XlateAddr, e.XlatePort)
+					}
+				}
+				if pod != idA || node != idNode {
+					t.Errorf("%s: told of between %d and %d: %+v", name, e.SrcIdentity, e.DstIdentity, e)
+				}
+			}
+		}
+	})
+}
+
 // TestMasquerade sends a pod's packets to the world and the answers back.
 func TestMasquerade(t *testing.T) {
 	w := newWorld(t, nil)

@@ -10,6 +10,7 @@
 
 #include "count.h"
 #include "packet.h"
+#include "peers.h"
 
 /* Drop events that one CPU may send for one reason in one tick. */
 #define DROP_EVENTS_PER_TICK 64
@@ -90,9 +91,22 @@ static __always_inline __u64 wakeup(void)
 		       BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 
+/*
+ * Masquerade takes everybody for the world, for its packets are not to be asked
+ * for their peer each. It may be a node.
+ */
+static __always_inline __u32 told_identity(__u32 identity,
+					   const union addr *addr)
+{
+	return identity == IDENTITY_WORLD ? peer_identity(peer_of(addr)) :
+					    identity;
+}
+
 static __subprogram int report(struct __sk_buff *skb, const struct pkt *p,
 			     __u32 reason, __u32 type)
 {
+	__u32 src = told_identity(p->src_identity, &p->t.saddr);
+	__u32 dst = told_identity(p->dst_identity, &p->t.daddr);
 	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 
 	if (!e) {
@@ -115,8 +129,8 @@ static __subprogram int report(struct __sk_buff *skb, const struct pkt *p,
 	e->dport = p->t.dport;
 	e->xlate_port = p->xlate_port;
 	e->endpoint = p->endpoint;
-	e->src_identity = p->src_identity;
-	e->dst_identity = p->dst_identity;
+	e->src_identity = src;
+	e->dst_identity = dst;
 	e->ifindex = skb->ifindex;
 	e->length = p->len;
 	e->rules[0] = p->rules[0];

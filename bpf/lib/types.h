@@ -403,7 +403,7 @@ enum event_flags {
 	EVENT_REPLY = 1 << 0,
 	EVENT_DIRECTION_KNOWN = 1 << 1,	/* EVENT_REPLY means something */
 	EVENT_INGRESS = 1 << 2,
-	EVENT_TRANSLATED = 1 << 3,	/* xlate_* hold the source after masquerade */
+	EVENT_TRANSLATED = 1 << 3,	/* xlate_* hold the source after masquerade; at from_netdev, the destination before it */
 	EVENT_FRAGMENT = 1 << 4,
 	EVENT_TUNNEL = 1 << 5,
 	EVENT_FIRST = 1 << 6,	/* of its connection that was accepted here */

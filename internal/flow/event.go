@@ -27,7 +27,8 @@ type Event struct {
 
 	Source      Party `json:"source"`
 	Destination Party `json:"destination"`
-	// Translated is the source after masquerade; invalid where nothing was translated.
+	// Translated is the other name of the one who is masqueraded: of the source, or, in an answer that came in by an uplink,
+	// of the destination. Invalid where nothing was translated.
 	Translated netip.AddrPort `json:"translated,omitzero"`
 
 	// Reply is nil where the direction is not known.

@@ -39,7 +39,7 @@ func Hubble(e *Event, names Names) *flowpb.Flow {
 		if e.Source.Address.Is6() {
 			f.IP.IpVersion = flowpb.IPVersion_IPv6
 		}
-		if e.Translated.IsValid() {
+		if e.Translated.IsValid() && bpf.Hook(e.Hook) != bpf.MapsHookHOOK_FROM_NETDEV { // the API has no place for that of a destination
 			f.IP.SourceXlated = e.Translated.Addr().String()
 		}
 	}

@@ -70,6 +70,11 @@ func Event(e *bpf.Event, boot time.Time, iface string) flow.Event {
 	}
 	if has(e, bpf.MapsEventFlagsEVENT_TRANSLATED) {
 		out.Translated = netip.AddrPortFrom(e.XlateAddr.IP(), hostOrder(e.XlatePort))
+		if bpf.Hook(e.Hook) == bpf.MapsHookHOOK_FROM_NETDEV { // it came for our name and goes to who has it
+			d := &out.Destination
+			before := netip.AddrPortFrom(d.Address, d.Port)
+			d.Address, d.Port, out.Translated = out.Translated.Addr(), out.Translated.Port(), before
+		}
 	}
 	return out
 }

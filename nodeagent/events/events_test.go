@@ -110,6 +110,16 @@ func TestEventFields(t *testing.T) {
 	if got.Source.Address != netip.MustParseAddr("10.0.0.1") || got.Interface != "eth0" {
 		t.Errorf("got %+v", got)
 	}
+	// The answer to a masqueraded connection goes to the pod: told of as to the node, nobody who looks for the pod found it.
+	e.Hook = uint8(bpf.MapsHookHOOK_FROM_NETDEV)
+	got = Event(&e, boot, "eth0")
+	if got.Destination.Address != netip.MustParseAddr("192.0.2.3") || got.Destination.Port != 4000 ||
+		got.Translated != netip.MustParseAddrPort("[2001:db8::2]:443") || got.Source.Address != netip.MustParseAddr("10.0.0.1") {
+		t.Errorf("got %+v", got)
+	}
+	if ip := flow.Hubble(&got, nil).GetIP(); ip.GetDestination() != "192.0.2.3" || ip.GetSourceXlated() != "" {
+		t.Errorf("got %+v", ip)
+	}
 	e.Time, e.Ifindex, e.Flags = 1<<64-1, 7, 0
 	if got = Event(&e, boot, ""); got.Interface != "if7" || got.Reply != nil || got.Translated.IsValid() {
 		t.Errorf("got %+v", got)
