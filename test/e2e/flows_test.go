@@ -20,8 +20,8 @@ import (
 	"github.com/kube-cilium/kube-cilium/test/testcluster"
 )
 
-// onlyPods leaves out what kubelet asks the pods.
-var onlyPods = []string{"--not", "--identity", "host,remote-node"}
+// onlyPods leaves out what nodes and the world are a side of, and so what kubelet asks the pods.
+var onlyPods = []string{"--not", "--identity", "host,remote-node,world"}
 
 func (c *cluster) hubble(t testing.TB, args ...string) string {
 	t.Helper()
@@ -32,8 +32,8 @@ func (c *cluster) hubble(t testing.TB, args ...string) string {
 	return out
 }
 
-// TestFlows: conversations between pods of one node and of two, over IPv4 and IPv6, by TCP, UDP and ICMP, make exactly the
-// flows that tell of them, each as often as it happened, with the policies that allowed or refused it. Those who
+// TestFlows: conversations between pods of one node and of two, with nodes and with the world, over IPv4 and IPv6, by TCP,
+// UDP and ICMP, make exactly the flows that tell of them, each as often as it happened, with the policies that allowed or refused it. Those who
 // count agree: the endpoints' recent drops, the nodes' reports and the agents' metrics.
 func TestFlows(t *testing.T) {
 	c := up(t, "flows-e2e", "--workers", "2", "--ip-family", "dual", "--cni", "ours")
@@ -46,24 +46,29 @@ func TestFlows(t *testing.T) {
 			pods = append(pods, podOn(name, i))
 			yaml += proberPod(ns, podOn(name, i), n.Name, dir, false)
 		}
+		pods = append(pods, podOn("host", i))
+		yaml += proberPod(ns, podOn("host", i), n.Name, dir, true)
 		closed, sealed = append(closed, podOn("closed", i)), append(sealed, podOn("sealed", i))
 	}
 	c.apply(t, yaml)
 	c.waitReady(t, ns, pods...)
+	startOutside(t, c, dir)
 	before := map[string]counted{}
 	for _, n := range c.Nodes {
 		before[n.Name] = c.counted(t, n.Name)
 	}
 
 	// What was told before stays there: each act looks at all flows since the first, so that none may come late or twice.
-	following := c.follow(t, append([]string{"-n", ns, "--all", "-o", "jsonpb"}, onlyPods...)...)
-	s := &script{c: c, ns: ns, port: 10000, void: map[uint32]bool{}}
+	following := c.follow(t, "-n", ns, "--all", "-o", "jsonpb")
+	s := &script{c: c, ns: ns, port: 20000, void: map[uint32]bool{}}
 	act := func(what string, all ...pairs) {
 		t.Helper()
 		s.hold(t, what, all...)
 		s.told(t, what, following)
 	}
 	act("no policy", pairs{client: "client", server: "server"})
+	s.holdBeyond(t, "nodes and the world", "client", "server", "host")
+	s.told(t, "nodes and the world", following)
 
 	policy := func(name string) string { return "NetworkPolicy " + ns + "/" + name }
 	inbound, outbound := policy("inbound")+" rule:spec.ingress[1]", policy("outbound")+" rule:spec.egress[0]"
@@ -139,7 +144,7 @@ func flowFormats(t *testing.T, s *script) {
 		t.Errorf("-o jsonpb and -o json differ:\n%s\n%s", jsonpb, jsons)
 	}
 	flows := read(jsonpb)
-	if err := s.compare(flows, s.want); err != nil {
+	if err := s.compare(flows, s.pods); err != nil {
 		t.Errorf("asked for when all was over: %v", err)
 	}
 	if !slices.IsSortedFunc(flows, func(a, b *observerpb.GetFlowsResponse) int { return a.GetTime().AsTime().Compare(b.GetTime().AsTime()) }) {
@@ -270,8 +275,8 @@ func (c *cluster) countersMoved(t testing.TB, node string, before counted, flows
 	t.Helper()
 	var refused, ingress, egress, all int64
 	for _, r := range flows {
-		if r.GetNodeName() != node {
-			continue
+		if r.GetNodeName() != node || ofKubelet(r.GetFlow()) {
+			continue // kubelet asked before anything was counted, too
 		}
 		all++
 		if f := r.GetFlow(); f.GetDropReasonDesc() == flowpb.DropReason_POLICY_DENIED {
