@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -106,7 +107,7 @@ func (c *conversation) told() []packet {
 func (c *conversation) flows() []string {
 	var all []string
 	near := c.clientNode == c.serverNode
-	point := map[bool]string{true: "TO_ENDPOINT", false: "TO_OVERLAY"}[near]
+	point := map[bool]string{true: "TO_ENDPOINT", false: cmp.Or(c.away, "TO_OVERLAY")}[near]
 	sides := c.side("EGRESS")
 	if near {
 		sides += c.side("INGRESS")
@@ -347,6 +348,8 @@ type pairs struct {
 	judged
 	// untold: only drops are reported.
 	untold bool
+	// away is the trace point of what leaves for another node's pod; "" is TO_OVERLAY.
+	away string
 }
 
 // hold has the pairs hold a conversation of each kind over each family, each client with the server of its own node and

@@ -103,6 +103,10 @@ func TestFlows(t *testing.T) {
 	act("drops alone",
 		pairs{client: "client", server: "server", judged: judged{egress: outbound, ingress: inbound}, untold: true},
 		pairs{client: "client", server: "closed", judged: refused, untold: true})
+	c.setMode(t, mode{"flows by default, native routing", `{"spec":{"flows":{"reporting":"Default"},"routing":{"mode":"Native"}}}`})
+	act("native",
+		pairs{client: "client", server: "server", judged: judged{egress: outbound, ingress: inbound}, away: "TO_NETWORK"},
+		pairs{client: "client", server: "closed", judged: refused, away: "TO_NETWORK"})
 	t.Logf("%d flows; %d conversations had to be held again", len(s.want), len(s.void))
 	if out := c.hubble(t, "status"); !strings.Contains(out, "Connected Nodes: 2/2") || !strings.Contains(out, "Healthcheck: Ok") {
 		t.Error(out)
