@@ -173,7 +173,7 @@ func testAgain(t *testing.T, w *world, c way, proto uint8, v6 bool) {
 		"to another address": func(f []byte, v6 bool) { f[l4-1]++ },
 	}
 	if proto == protoTCP {
-		for name, f := range map[string]uint8{"SYN": syn, "FIN": fin | ack, "RST": rst, "a flag that is new": ack | 0x08} {
+		for name, f := range map[string]uint8{"SYN": syn, "FIN": fin | ack, "RST": rst, "a flag that is new": ack | ece} {
 			spoil[name] = func(b []byte, _ bool) { b[l4+13] = f }
 		}
 		spoil["a header too short"] = func(b []byte, _ bool) { b[l4+12] = 0x40 }
@@ -195,9 +195,13 @@ func testAgain(t *testing.T, w *world, c way, proto uint8, v6 bool) {
 		}
 	}
 
+	pushed := bytes.Clone(data)
+	if proto == protoTCP {
+		pushed[l4+13] |= psh
+	}
 	if !tick(func() bool {
 		w.run(c.program, data)
-		_, ok := w.remembered(c.program, data)
+		_, ok := w.remembered(c.program, pushed)
 		return ok
 	}) {
 		t.Error("not remembered after all these")
@@ -297,6 +301,53 @@ func TestAgainNever(t *testing.T) {
 			t.Errorf("%s: sent as the one before", c.name)
 		}
 	}
+}
+
+// TestAgainFromTheHandshakeOn: of TCP, SYN ACK and the ACK for it are the last of their directions that go the whole way.
+func TestAgainFromTheHandshakeOn(t *testing.T) {
+	w := newWorld(t, nil)
+	both(t, func(t *testing.T, v6 bool) {
+		w.t = t
+		out := func(f uint8) []byte {
+			return fromA(pick(v6, podB4, podB6)).with(func(p *packet) { p.flags = f }).frame()
+		}
+		back := func(f uint8) []byte {
+			return fromA(pick(v6, podB4, podB6)).reply().with(func(p *packet) { p.flags = f }).frame()
+		}
+		answered := func() {
+			w.reset()
+			w.put(bpf.MapsMapLiveSettings, uint32(0), bpf.Settings{Generation: 1, ReportInterval: 5})
+			w.run("from_pod", out(syn))
+			w.asB(func() { w.run("from_pod", back(syn|ack)) })
+		}
+		if !tick(func() (ok bool) {
+			answered()
+			w.asB(func() {
+				w.run("from_pod", back(syn|ack)) // once more: until here addresses moved on
+				_, ok = w.remembered("from_pod", back(ack|psh))
+			})
+			return ok
+		}) {
+			t.Error("after SYN ACK: not remembered")
+		}
+		answered()
+		if _, ok := w.remembered("from_pod", out(ack)); ok {
+			t.Error("the beginner's ACK, which settles the connection, was not seen")
+		}
+		if !tick(func() (ok bool) {
+			answered()
+			w.run("from_pod", out(ack))
+			_, ok = w.remembered("from_pod", out(ack|psh))
+			return ok
+		}) {
+			t.Error("after the beginner's ACK: not remembered")
+		}
+		for k, c := range w.conns(w.maps.Maps[bpf.MapsMapConntrack]) {
+			if bpf.MapsConnFlags(c.Flags)&bpf.MapsConnFlagsCONN_SETTLED == 0 {
+				t.Errorf("%+v is not settled: %#x", k, c.Flags)
+			}
+		}
+	})
 }
 
 // TestAgainTooBig: what does not fit the way is told so, whatever was remembered of it.

@@ -19,7 +19,9 @@ const (
 	fin = 0x01
 	syn = 0x02
 	rst = 0x04
+	psh = 0x08
 	ack = 0x10
+	ece = 0x40
 )
 
 type mac [6]byte

@@ -13,7 +13,7 @@
  *   seen before, a hop left, and no larger than the way allows;
  * - for packets that come from where the remembered one came from.
  *
- * All else goes the whole way. So does a connection that is not settled, or has
+ * All else goes the whole way. So does a connection that was not answered, or has
  * a side that was not allowed by its entry alone, or that is masqueraded or
  * crosses the host's stack. So does one whose way its addresses alone do not
  * tell: the next connection of its name, perhaps in this very tick, may go
@@ -60,7 +60,7 @@ struct again {
 	__u32 target;		/* ifindex */
 	__u16 mtu;		/* of the way, off this node */
 	__u8 way;		/* enum again_way */
-	__u8 tcp_flags;		/* seen before in this direction */
+	__u8 tcp_flags;		/* seen before in this direction; and PSH, which tells nothing of a connection */
 	union {
 		struct {
 			__u8 mac[6];
@@ -212,7 +212,7 @@ static __subprogram struct again *again_begin(struct pkt *p,
 	if ((p->t.proto != IPPROTO_TCP && p->t.proto != IPPROTO_UDP) ||
 	    p->l4 != (came ? l4 + ENCAP_LEN : l4))
 		return NULL;
-	if (!p->lasting || p->tcp_flags & TCP_REPORTED || p->fragment ||
+	if (!p->lasting || p->tcp_flags & (TCP_FIN | TCP_RST) || p->fragment ||
 	    p->masquerade || p->by_connection)
 		return NULL;
 	s.saddr = p->t.saddr;
@@ -229,7 +229,7 @@ static __subprogram struct again *again_begin(struct pkt *p,
 	a->generation = p->generation;
 	a->addresses = p->addresses;
 	a->interval = p->interval;
-	a->tcp_flags = p->tcp_seen;
+	a->tcp_flags = p->tcp_seen | TCP_PSH;
 	return a;
 }
 

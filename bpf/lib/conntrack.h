@@ -342,8 +342,8 @@ static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 	__u8 flags = p->tcp_flags;
 
 	p->event_flags |= EVENT_DIRECTION_KNOWN | (p->reply ? EVENT_REPLY : 0);
-	p->lasting = p->allowed && p->interval != REPORT_EVERY_PACKET &&
-		     (c->flags & (CONN_SETTLED | CONN_CLOSING)) == CONN_SETTLED;
+	/* The first answer of UDP may be the last: a name that was asked for. */
+	p->lasting = p->t.proto != IPPROTO_TCP && c->flags & CONN_SETTLED;
 	if (unlikely(!(c->flags & CONN_SETTLED))) {
 		bool answered = c->flags & CONN_ANSWERED;
 
@@ -383,7 +383,9 @@ static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 			}
 		}
 		p->tcp_seen = *seen;
+		p->lasting = (c->flags & (CONN_ANSWERED | CONN_CLOSING)) == CONN_ANSWERED;
 	}
+	p->lasting &= p->allowed && p->interval != REPORT_EVERY_PACKET;
 	if (p->report)
 		c->reported = p->now;
 	return c;

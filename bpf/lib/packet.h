@@ -42,6 +42,7 @@ _Static_assert(sizeof(struct encap) == ENCAP_LEN, "encap");
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
+#define TCP_PSH 0x08
 #define TCP_ACK 0x10
 
 /* Who asked, where the two directions of a protocol look alike but for a type. */
