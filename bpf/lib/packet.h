@@ -148,6 +148,12 @@ struct pkt {
 	bool allowed;		/* by what the connection remembers, and nobody was asked */
 	bool lasting;		/* nothing of the connection changes with packets like this one: see again.h */
 	__u8 tcp_seen;		/* with lasting: all flags seen in its direction */
+	/*
+	 * Nothing, but it makes the type whole in BTF. Of types that are only
+	 * pointed to, LLVM writes two in the order of addresses in its own memory,
+	 * and where a tree lies would tell in its objects.
+	 */
+	struct bpf_sock whole[0];
 };
 
 /* One packet is in hand at a time on a CPU in each hook. Private to each program; never pinned. */
