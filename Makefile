@@ -118,6 +118,7 @@ manifests: ## Make CRDs from the kinds again.
 .PHONY: verify-generated
 verify-generated: generate manifests ## Fail when what is committed is not what the sources make.
 	git diff --exit-code -- api bpf config internal
+	@new=$$(git ls-files --others --exclude-standard -- api bpf config internal); [ -z "$$new" ] || { echo "made, and not committed:" $$new >&2; exit 1; }
 
 .PHONY: fmt
 fmt: ## Format Go.

@@ -113,7 +113,7 @@ func (o *connectivityOptions) validate() error {
 
 func (o *connectivityOptions) test(ctx context.Context) error {
 	if err := o.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	color, err := o.colors()
 	if err != nil {

@@ -59,7 +59,7 @@ func (p *plugin) endpointList() *cobra.Command {
 
 func (o *endpointOptions) list(ctx context.Context) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	ns, err := o.namespace(o.allNamespaces)
 	if err != nil {
@@ -168,7 +168,7 @@ func (p *plugin) endpointGet() *cobra.Command {
 
 func (o *endpointOptions) get(ctx context.Context, name string) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	ns, err := o.namespace(false)
 	if err != nil {

@@ -81,7 +81,7 @@ func TestListsOfWhatIsNotInstalled(t *testing.T) {
 			all := append([]string{"--kubeconfig", config, "--cache-dir", t.TempDir()}, strings.Fields(args)...)
 			code := run(t.Context(), s, all)
 			out, said := s.Out.(*bytes.Buffer).String(), s.ErrOut.(*bytes.Buffer).String()
-			if want := "error: kube-cilium is not installed in this cluster (context shop-eu)\n"; code != exitFailed || said != want || out != "" {
+			if want := "error: kube-cilium is not installed in this cluster (context shop-eu)\n"; code != 1 || said != want || out != "" {
 				t.Errorf("stale %t: %s: exit %d, %q, stderr %q", stale, args, code, out, said)
 			}
 		}

@@ -73,7 +73,7 @@ func users(all []v1alpha1.CiliumEndpointSlice) map[int64][]string {
 
 func (o *identityOptions) list(ctx context.Context) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	c, err := o.connect()
 	if err != nil {
@@ -120,14 +120,14 @@ func printIdentities(out io.Writer, all []v1alpha1.CiliumIdentity, pods map[int6
 
 func (o *identityOptions) get(ctx context.Context, name string) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	c, err := o.connect()
 	if err != nil {
 		return err
 	}
 	if n, err := strconv.ParseUint(name, 10, 32); err != nil {
-		return usageError{fmt.Errorf("identity %q is not a number (see kubectl cilium identity list)", name)}
+		return fmt.Errorf("identity %q is not a number (see kubectl cilium identity list)", name)
 	} else if reserved := identityText(&cluster.Names{}, uint32(n)); strings.Contains(reserved, "(") {
 		fmt.Fprintf(o.Out, "%s is reserved: it stands for no labels and is no object of the cluster.\n", reserved)
 		return nil

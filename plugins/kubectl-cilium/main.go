@@ -17,45 +17,30 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/kube-cilium/kube-cilium/internal/flow"
-	"github.com/kube-cilium/kube-cilium/plugins/kubectlname"
-)
-
-// Exit codes, as the help says.
-const (
-	exitFailed = 1
-	exitUsage  = 2
+	"github.com/kube-cilium/kube-cilium/plugins/commandline"
 )
 
 // errNotWell ends a verb that has printed what is wrong already.
 var errNotWell = errors.New("the network is not well")
-
-// usageError is a question that makes no sense.
-type usageError struct{ error }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)   // the first interrupt is for us, who may have to clean up; a second one ends us
 	klog.SetLogger(logr.Discard()) // the client library's own words about streams that end; errors reach us as values
-	os.Exit(run(ctx, genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}, kubectlname.Args(os.Args)))
+	os.Exit(run(ctx, genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}, commandline.Args(os.Args)))
 }
 
-// run is main without the process.
+// run is main without the process. The exit code is 0 or, as kubectl's, 1.
 func run(ctx context.Context, streams genericiooptions.IOStreams, args []string) int {
 	cmd := newRoot(streams)
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(ctx)
-	var usage usageError
-	switch {
-	case err == nil:
+	if err == nil {
 		return 0
-	case errors.Is(err, errNotWell):
-		return exitFailed
-	case errors.As(err, &usage):
-		fmt.Fprintf(streams.ErrOut, "error: %s\n", flow.Safe(err.Error()))
-		return exitUsage
-	default:
-		fmt.Fprintf(streams.ErrOut, "error: %s\n", flow.Safe(err.Error()))
-		return exitFailed
 	}
+	if !errors.Is(err, errNotWell) {
+		fmt.Fprintf(streams.ErrOut, "error: %s\n", flow.Safe(err.Error()))
+	}
+	return 1
 }

@@ -72,7 +72,7 @@ func (p *plugin) mapCommand() *cobra.Command {
 
 func (o *mapOptions) list(ctx context.Context, node string) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	c, err := o.connect()
 	if err != nil {
@@ -161,7 +161,7 @@ type mapDump struct {
 
 func (o *mapOptions) dump(ctx context.Context, node string, wanted []string) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	c, err := o.connect()
 	if err != nil {

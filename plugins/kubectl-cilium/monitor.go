@@ -49,16 +49,16 @@ func (p *plugin) monitor() *cobra.Command {
 
 func (o *monitorOptions) run(ctx context.Context, node string) error {
 	if f := flow.Format(o.output); f != flow.Compact && f != flow.JSON {
-		return usageError{fmt.Errorf("-o %q is not known: compact or json", o.output)}
+		return fmt.Errorf("-o %q is not known: compact or json", o.output)
 	}
 	for _, name := range o.request.Types {
 		var t flow.Type
 		if err := t.UnmarshalText([]byte(name)); err != nil {
-			return usageError{err}
+			return err
 		}
 	}
 	if o.request.Last < 0 {
-		return usageError{fmt.Errorf("--last %d is negative", o.request.Last)}
+		return fmt.Errorf("--last %d is negative", o.request.Last)
 	}
 	color, err := o.colors()
 	if err != nil {

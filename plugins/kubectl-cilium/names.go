@@ -16,7 +16,7 @@ import (
 func parseSelector(text string) (client.ListOption, error) {
 	s, err := labels.Parse(text)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("-l %q: %w", text, err)}
+		return nil, fmt.Errorf("-l %q: %w", text, err)
 	}
 	return client.MatchingLabelsSelector{Selector: s}, nil
 }

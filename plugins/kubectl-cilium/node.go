@@ -48,7 +48,7 @@ func (p *plugin) node() *cobra.Command {
 
 func (o *nodeOptions) list(ctx context.Context) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	color, err := o.colors()
 	if err != nil {
@@ -74,7 +74,7 @@ func (o *nodeOptions) list(ctx context.Context) error {
 
 func (o *nodeOptions) get(ctx context.Context, name string) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	color, err := o.colors()
 	if err != nil {

@@ -202,7 +202,7 @@ func (o *policyOptions) read(ctx context.Context, namespace string, names ...str
 
 func (o *policyOptions) list(ctx context.Context) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	color, err := o.colors()
 	if err != nil {
@@ -264,7 +264,7 @@ func (s *PolicySummary) remarks(all bool) string {
 
 func (o *policyOptions) get(ctx context.Context, name string) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	color, err := o.colors()
 	if err != nil {
@@ -328,7 +328,7 @@ const waitPoll = 200 * time.Millisecond
 
 func (o *policyOptions) wait(ctx context.Context, names []string) error {
 	if o.allNamespaces && len(names) > 0 {
-		return usageError{errors.New("-A takes no names: policies of different namespaces may share one")}
+		return errors.New("-A takes no names: policies of different namespaces may share one")
 	}
 	ns, err := o.namespace(o.allNamespaces)
 	if err != nil {

@@ -52,14 +52,14 @@ func (p *plugin) policyExplain() *cobra.Command {
 
 func (o *explainOptions) run(ctx context.Context) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	if o.from == "" || o.to == "" || o.port == "" {
-		return usageError{errors.New("--from, --to and --port are all needed")}
+		return errors.New("--from, --to and --port are all needed")
 	}
 	port, err := explain.ParsePort(o.port)
 	if err != nil {
-		return usageError{err}
+		return err
 	}
 	color, err := o.colors()
 	if err != nil {

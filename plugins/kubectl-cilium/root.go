@@ -18,7 +18,7 @@ import (
 	"github.com/kube-cilium/kube-cilium/bpf"
 	"github.com/kube-cilium/kube-cilium/internal/flow"
 	"github.com/kube-cilium/kube-cilium/plugins/cluster"
-	"github.com/kube-cilium/kube-cilium/plugins/kubectlname"
+	"github.com/kube-cilium/kube-cilium/plugins/commandline"
 )
 
 // plugin is what every verb has: the streams, kubectl's flags and, once asked for, the cluster.
@@ -35,59 +35,25 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl cilium"},
 		Short:       "See and manage the cluster's network",
 		Long: "See and manage the cluster's network.\n\n" +
-			"Exit codes: 0 all is well, 1 something is wrong or could not be done, 2 the command line makes no sense.",
+			"Exit codes: 0 all is well, 1 something is wrong, could not be done or makes no sense.",
 		SilenceUsage: true, SilenceErrors: true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
 	cmd.SetOut(streams.Out)
 	cmd.SetErr(streams.ErrOut)
 	cmd.SetIn(streams.In)
-	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{kubectlname.FlagError(c, err)} })
 	p.flags.AddFlags(cmd.PersistentFlags())
 	cmd.PersistentFlags().StringVar(&p.color, "color", "auto", "Colours in tables: auto (for a terminal, unless NO_COLOR is set), always or never.")
 	cmd.AddCommand(
 		p.status(), p.endpoint(), p.identity(), p.node(), p.service(), p.mapCommand(),
 		p.monitor(), p.policy(), p.connectivity(), p.sysdump(), p.uninstall(), p.version(),
-		kubectlname.Completion("kubectl-cilium", streams.Out, streams.ErrOut),
+		commandline.Completion("kubectl-cilium", streams.Out, streams.ErrOut),
 	)
-	for _, verb := range append(allCommands(cmd), cmd) {
-		wrapArgs(verb)
-	}
+	commandline.Refuse(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("namespace", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		return p.completeNames(c.Context(), &corev1.NamespaceList{})
 	})
 	return cmd
-}
-
-func allCommands(cmd *cobra.Command) []*cobra.Command {
-	var all []*cobra.Command
-	for _, c := range cmd.Commands() {
-		all = append(append(all, c), allCommands(c)...)
-	}
-	return all
-}
-
-// wrapArgs makes a wrong number of arguments a usage error, and a group called with an unknown verb one too.
-func wrapArgs(cmd *cobra.Command) {
-	check := cmd.Args
-	if cmd.RunE == nil {
-		cmd.RunE = func(c *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q for %q (see %s --help)", args[0], c.CommandPath(), c.CommandPath())}
-			}
-			return c.Help()
-		}
-		check = cobra.ArbitraryArgs
-	}
-	if check == nil {
-		check = cobra.NoArgs
-	}
-	cmd.Args = func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
-			return usageError{fmt.Errorf("%w (see %s --help)", err, c.CommandPath())}
-		}
-		return nil
-	}
 }
 
 func (p *plugin) connect() (*cluster.Cluster, error) { return cluster.Connect(p.flags) }
@@ -108,11 +74,7 @@ func (p *plugin) namespace(all bool) (string, error) {
 
 // colors for what goes to stdout.
 func (p *plugin) colors() (colors, error) {
-	c, err := newColors(p.color, p.Out)
-	if err != nil {
-		return c, usageError{err}
-	}
-	return c, nil
+	return newColors(p.color, p.Out)
 }
 
 // completeNames offers the names of a cluster-scoped kind; nothing where the API server does not answer.

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
@@ -29,7 +30,7 @@ func TestMain(m *testing.M) {
 
 // TestScripts runs the verbs against a real API server. A script's `objects FILE` creates what the file holds, with
 // its status, and takes it away when the script ends; `stable` writes the last stdout without ages into the file
-// stable, for cmp; `usage ARGS` wants exit code 2. UPDATE=1 writes what cmp found.
+// stable, for cmp; `usage ARGS` wants exit code 1, a line on stderr and nothing on stdout. UPDATE=1 writes what cmp found.
 func TestScripts(t *testing.T) {
 	env := testenv.Start(t)
 	c, err := client.New(env.Config, client.Options{})
@@ -51,8 +52,11 @@ func TestScripts(t *testing.T) {
 			},
 			"usage": func(ts *testscript.TestScript, _ bool, args []string) {
 				// Through a shell for its exit code, which exec does not tell.
-				err := ts.Exec("sh", append([]string{"-c", `kubectl-cilium "$@"; test $? = 2`, "sh"}, args...)...)
+				err := ts.Exec("sh", append([]string{"-c", `kubectl-cilium "$@"; test $? = 1`, "sh"}, args...)...)
 				ts.Check(err)
+				if out, said := ts.ReadFile("stdout"), ts.ReadFile("stderr"); out != "" || strings.Count(said, "\n") != 1 {
+					ts.Fatalf("stdout %q, stderr %q", out, said)
+				}
 			},
 			"stable": func(ts *testscript.TestScript, _ bool, _ []string) {
 				got := ages.ReplaceAllString(ts.ReadFile("stdout"), "Ns")
@@ -117,6 +121,14 @@ func setGeneration(status any, generation int64) {
 			}
 		}
 	}
+}
+
+func allCommands(cmd *cobra.Command) []*cobra.Command {
+	var all []*cobra.Command
+	for _, c := range cmd.Commands() {
+		all = append(append(all, c), allCommands(c)...)
+	}
+	return all
 }
 
 // Every example in a help text is a command line that is understood.

@@ -88,7 +88,7 @@ type backend struct {
 
 func (o *serviceOptions) run(ctx context.Context, name string) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	ns, err := o.namespace(o.allNamespaces)
 	if err != nil {

@@ -66,7 +66,7 @@ func (p *plugin) status() *cobra.Command {
 
 func (o *statusOptions) run(ctx context.Context) error {
 	if err := o.output.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	color, err := o.colors()
 	if err != nil {

@@ -81,7 +81,7 @@ func (o *sysdumpOptions) validate() error {
 
 func (o *sysdumpOptions) run(ctx context.Context) error {
 	if err := o.validate(); err != nil {
-		return usageError{err}
+		return err
 	}
 	c, err := o.connect()
 	if err != nil {

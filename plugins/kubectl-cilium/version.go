@@ -33,7 +33,7 @@ func (p *plugin) version() *cobra.Command {
 	cmd.Flags().BoolVar(&clientOnly, "client", false, "Do not ask the cluster.")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := out.validate(); err != nil {
-			return usageError{err}
+			return err
 		}
 		v := &versions{Client: version.Version}
 		var askErr error

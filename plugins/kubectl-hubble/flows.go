@@ -239,7 +239,11 @@ func (o *flowsOptions) readInput(req *observerpb.GetFlowsRequest, print func(*ob
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	if o.foundNothing(context.Background()) {
-		o.remark(fmt.Sprintf("nothing was found: %s holds %d flows", name, read))
+		flows := "flows"
+		if read == 1 {
+			flows = "flow"
+		}
+		o.remark(fmt.Sprintf("nothing was found: %s holds %d %s", name, read, flows))
 	}
 	return nil
 }

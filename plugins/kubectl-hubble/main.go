@@ -19,17 +19,8 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/internal/flow"
 	"github.com/kube-cilium/kube-cilium/internal/version"
-	"github.com/kube-cilium/kube-cilium/plugins/kubectlname"
+	"github.com/kube-cilium/kube-cilium/plugins/commandline"
 )
-
-// Exit codes, as the help says.
-const (
-	exitFailed = 1
-	exitUsage  = 2
-)
-
-// usageError is a question that makes no sense.
-type usageError struct{ error }
 
 // plugin is what every verb has.
 type plugin struct {
@@ -42,10 +33,10 @@ func main() {
 	defer stop()
 	klog.SetLogger(logr.Discard()) // the client library's own words about streams that end; errors reach us as values
 	streams := genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}
-	os.Exit(run(ctx, streams, kubectlname.Args(os.Args)))
+	os.Exit(run(ctx, streams, commandline.Args(os.Args)))
 }
 
-// run is main without the process.
+// run is main without the process. The exit code is 0 or, as kubectl's, 1.
 func run(ctx context.Context, streams genericiooptions.IOStreams, args []string) int {
 	cmd := newRoot(streams)
 	cmd.SetArgs(args)
@@ -54,10 +45,7 @@ func run(ctx context.Context, streams genericiooptions.IOStreams, args []string)
 		return 0
 	}
 	fmt.Fprintf(streams.ErrOut, "error: %s\n", flow.Safe(err.Error()))
-	if usage := (usageError{}); errors.As(err, &usage) {
-		return exitUsage
-	}
-	return exitFailed
+	return 1
 }
 
 func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
@@ -68,32 +56,16 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 		Short:       "See what happens to packets in the cluster",
 		Long: "See what happens to packets in the cluster. Agents are asked through the API server's port-forward, with a token that\n" +
 			"whoever has the role hubble-reader may have made.\n\n" +
-			"Exit codes: 0 done, 1 something could not be done, 2 the command line makes no sense.",
+			"Exit codes: 0 done, 1 something could not be done or makes no sense.",
 		Version:      version.Version,
 		SilenceUsage: true, SilenceErrors: true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
-		Args:              cobra.ArbitraryArgs,
-	}
-	cmd.RunE = func(c *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usageError{fmt.Errorf("unknown command %q for %q (see kubectl hubble --help)", args[0], c.CommandPath())}
-		}
-		return c.Help()
 	}
 	cmd.SetOut(streams.Out)
 	cmd.SetErr(streams.ErrOut)
 	cmd.SetIn(streams.In)
-	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{kubectlname.FlagError(c, err)} })
 	p.flags.AddFlags(cmd.PersistentFlags())
-	cmd.AddCommand(p.flows(), p.status(), p.list(), kubectlname.Completion("kubectl-hubble", streams.Out, streams.ErrOut))
-	for _, verb := range cmd.Commands() {
-		check := verb.Args
-		verb.Args = func(c *cobra.Command, args []string) error {
-			if err := check(c, args); err != nil {
-				return usageError{err}
-			}
-			return nil
-		}
-	}
+	cmd.AddCommand(p.flows(), p.status(), p.list(), commandline.Completion("kubectl-hubble", streams.Out, streams.ErrOut))
+	commandline.Refuse(cmd)
 	return cmd
 }

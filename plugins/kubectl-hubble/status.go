@@ -165,7 +165,7 @@ func (s summary) print(w io.Writer) error {
 
 func (o *statusOptions) runStatus(ctx context.Context) error {
 	if o.output != "compact" && o.output != "json" {
-		return usageError{fmt.Errorf("-o %q is not known: compact or json", o.output)}
+		return fmt.Errorf("-o %q is not known: compact or json", o.output)
 	}
 	a, err := o.agents(ctx)
 	if err != nil {
@@ -215,7 +215,7 @@ func (p *plugin) list() *cobra.Command {
 
 func (o *statusOptions) runNodes(ctx context.Context) error {
 	if o.output != "table" && o.output != "wide" && o.output != "json" {
-		return usageError{fmt.Errorf("-o %q is not known: table, wide or json", o.output)}
+		return fmt.Errorf("-o %q is not known: table, wide or json", o.output)
 	}
 	a, err := o.agents(ctx)
 	if err != nil {

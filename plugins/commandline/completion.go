@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kubectlname is how a plugin fits into kubectl's names: completion by a
-// second file beside it, as kubectl 1.26 and later look for; and what both plugins
-// say of a flag that is wrong.
-package kubectlname
+package commandline
 
 import (
 	"errors"
@@ -11,11 +8,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 )
 
 // Args are the arguments of a plugin that may have been called as its completion helper, kubectl_complete-NAME: then
@@ -25,21 +20,6 @@ func Args(argv []string) []string {
 		return append([]string{cobra.ShellCompRequestCmd}, argv[1:]...)
 	}
 	return argv[1:]
-}
-
-// FlagError says what is wrong with a flag in one sentence, and where flags are explained.
-func FlagError(cmd *cobra.Command, err error) error {
-	var number *strconv.NumError
-	if invalid := (*pflag.InvalidValueError)(nil); errors.As(err, &invalid) && errors.As(err, &number) {
-		kind := map[string]string{
-			"int": "a whole number", "int32": "a whole number", "int64": "a whole number", "bool": "true or false",
-			"uint": "a whole number from 0 on", "uint16": "a whole number from 0 on", "uint32": "a whole number from 0 on", "uint64": "a whole number from 0 on",
-		}[invalid.GetFlag().Value.Type()]
-		if kind != "" {
-			err = fmt.Errorf("invalid argument %q for --%s: %s is wanted", invalid.GetValue(), invalid.GetFlag().Name, kind)
-		}
-	}
-	return fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())
 }
 
 // Completion is the command that writes completion scripts and installs kubectl's helper; plugin is its file's name,
