@@ -71,7 +71,7 @@ func (m model) packet(p packet) modelKey {
 		dir = 1
 		c.answered = true
 		c.settled = c.settled || p.proto != protoTCP
-	} else if c.answered && p.flags&rst == 0 {
+	} else if c.answered && p.flags&(syn|rst) == 0 {
 		c.settled = true
 	}
 	if p.proto == protoTCP {
@@ -523,6 +523,43 @@ func TestFlood(t *testing.T) {
 	back := w.run("from_netdev", answer(abroad.with(func(p *packet) { p.src = node4 })).frame())
 	if back.reason != bpf.MapsReasonFORWARD_TO_POD {
 		t.Errorf("the answer to the neighbour: %v", back.reason)
+	}
+}
+
+// TestResetsOfOneName: a connection that takes the name of one that was reset takes its place too, in whichever tick.
+func TestResetsOfOneName(t *testing.T) {
+	w := nativeWorld(t)
+	size := defaults()["advance_size"].(uint32)
+	out := func(f uint8) { w.run("from_pod", fromA(far4).with(func(p *packet) { p.flags = f }).frame()) }
+	back := func(f uint8) {
+		w.run("from_netdev", fromA(far4).reply().with(func(p *packet) { p.flags = f }).frame())
+	}
+	for name, connection := range map[string]func(){
+		"given up":            func() { out(syn); out(rst) },
+		"refused":             func() { out(syn); back(rst | ack) },
+		"answered":            func() { out(syn); back(syn | ack); out(rst) },
+		"answered a SYN more": func() { out(syn); back(syn | ack); out(syn); out(rst) },
+		"settled":             func() { out(syn); back(syn | ack); out(ack); out(rst | ack) },
+	} {
+		w.reset()
+		w.put(bpf.MapsMapLiveSettings, uint32(0), bpf.Settings{Generation: 1, ReportInterval: 5})
+		for range 20 {
+			connection()
+		}
+		var a bpf.Advance
+		if err := w.maps.Maps[bpf.MapsMapAdvances].Lookup(uint32(1), &a); err != nil {
+			t.Fatal(err)
+		}
+		if apart := len(w.conns(w.inner[1])); a.Left < size-1 || a.Left > size || apart != 0 {
+			t.Errorf("%s: %d of %d left, %d apart", name, a.Left, size, apart)
+		}
+	}
+	w.reset()
+	out(syn)
+	back(syn | ack)
+	out(syn)
+	if n := len(w.answered()); n != 0 {
+		t.Error("a SYN that was sent again acknowledged its answer")
 	}
 }
 

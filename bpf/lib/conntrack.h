@@ -276,9 +276,15 @@ static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 fla
 		.identity = p->src_identity,
 		.flags = flags | (p->hi ? CONN_FROM_HI : 0),
 	};
-	struct conn *of_all;
+	struct conn *of_all = NULL;
 	void *table;
 
+	/* Where a connection that was never settled is over, its entry goes, and its place is free. */
+	if (p->ended) {
+		of_all = bpf_map_lookup_elem(&conntrack, &p->key);
+		if (of_all && (of_all->flags & (CONN_ADVANCED | CONN_POINTER)) == CONN_ADVANCED)
+			advance_return(of_all->endpoint);
+	}
 	if (advance_take(home, p->now)) {
 		c.flags |= CONN_ADVANCED;
 		/*
@@ -287,7 +293,6 @@ static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 fla
 		 * another CPU must not keep a verdict of one direction in the
 		 * place of the other's.
 		 */
-		of_all = p->ended ? bpf_map_lookup_elem(&conntrack, &p->key) : NULL;
 		if (of_all && !((of_all->flags ^ c.flags) & CONN_FROM_HI)) {
 			conn_unjudge(of_all);
 			*of_all = c;
@@ -352,7 +357,7 @@ static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 			p->report = true;
 		}
 		if (p->t.proto == IPPROTO_TCP ?
-		    answered && !p->reply && !(flags & TCP_RST) : p->reply) {
+		    answered && !p->reply && !(flags & (TCP_SYN | TCP_RST)) : p->reply) {
 			c = conn_settle(&p->key, c, c->endpoint);
 			if (!c)
 				return NULL;
