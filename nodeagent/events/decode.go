@@ -73,7 +73,10 @@ func Event(e *bpf.Event, boot time.Time, iface string) flow.Event {
 		if bpf.Hook(e.Hook) == bpf.MapsHookHOOK_FROM_NETDEV { // it came for our name and goes to who has it
 			d := &out.Destination
 			before := netip.AddrPortFrom(d.Address, d.Port)
-			d.Address, d.Port, out.Translated = out.Translated.Addr(), out.Translated.Port(), before
+			d.Address, out.Translated = out.Translated.Addr(), before
+			if before.Port() != 0 { // an ICMP error has none of its own
+				d.Port = hostOrder(e.XlatePort)
+			}
 		}
 	}
 	return out

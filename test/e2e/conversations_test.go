@@ -4,8 +4,10 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -288,6 +290,8 @@ func (c *cluster) follow(t testing.TB, args ...string) *follower {
 	if err != nil {
 		t.Fatal(err)
 	}
+	remarks := &bytes.Buffer{}
+	cmd.Stderr = remarks
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("%v: %v", cmd.Args, err)
 	}
@@ -306,11 +310,17 @@ func (c *cluster) follow(t testing.TB, args ...string) *follower {
 			}
 			f.mu.Unlock()
 		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.err = errors.Join(f.err, lines.Err(), errors.New("no more flows are told of"))
 	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		<-done
 		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("%v said: %s", cmd.Args, remarks)
+		}
 	})
 	return f
 }
