@@ -454,18 +454,18 @@ func TestDeletedCiliumNodeTookReportAndSlices(t *testing.T) {
 	nodetest.Must(t, w.client.Delete(t.Context(), own))
 	nodetest.Must(t, w.client.Delete(t.Context(), &v1alpha1.CiliumNodeReport{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}}))
 	nodetest.Must(t, w.client.Delete(t.Context(), &v1alpha1.CiliumEndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: "node-1-1"}}))
-	w.eventually("a report without a CiliumNode", 4*time.Second, func() error {
+	w.eventually("a report without a CiliumNode", 20*time.Second, func() error {
 		return w.client.Get(t.Context(), key, &v1alpha1.CiliumNodeReport{})
 	})
 	own = node()
 	w.create(own)
-	w.eventually("report and slice of the next CiliumNode", 8*time.Second, func() error { return there(own.UID) })
+	w.eventually("report and slice of the next CiliumNode", 20*time.Second, func() error { return there(own.UID) })
 
 	// Replaced at once: what names the old one is about to be taken.
 	nodetest.Must(t, w.client.Delete(t.Context(), own))
 	own = node()
 	w.create(own)
-	w.eventually("report and slice change their owner", 8*time.Second, func() error { return there(own.UID) })
+	w.eventually("report and slice change their owner", 20*time.Second, func() error { return there(own.UID) })
 	before := w.link.most()
 	time.Sleep(5 * time.Second)
 	if n := w.link.most(); n > before+3 || n > 40 {
