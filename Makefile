@@ -34,7 +34,7 @@ help: ## Show this help.
 .PHONY: up
 up: up-says build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Bring a real cluster up on this machine, on our network, with the demo. CLUSTER=, WORKERS=
 	@$(TEST_CLUSTER) up --name $(CLUSTER) --workers $(WORKERS) --cni ours --version $(VERSION)
-	@eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"; set -e; export PATH="$(CURDIR)/bin:$$PATH"; \
+	@set -e; eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"; export PATH="$(CURDIR)/bin:$$PATH"; \
 	kubectl apply -f test/cluster/demo/demo.yaml >/dev/null; \
 	kubectl -n demo rollout status deployment/server deployment/client deployment/stranger --timeout=90s >/dev/null; \
 	timeout 60 sh -c 'until kubectl get ciliumnodereports -o jsonpath="{.items[*].status.endpoints}" | awk -v "pods=$$(kubectl get pods -A --field-selector spec.hostNetwork=false,status.phase=Running -o name | wc -l)" "{for (i = 1; i <= NF; i++) n += \$$i} END {exit n < pods}"; do sleep 1; done'; \
@@ -48,7 +48,7 @@ up: up-says build bin/kubectl-cilium bin/kubectl-hubble test-cluster ## Bring a 
 	kubectl -n demo logs deployment/client --tail=3; \
 	kubectl -n demo logs deployment/stranger --tail=3; \
 	kubectl hubble flows -n demo --verdict DROPPED --last 4
-	@echo; echo 'To go on: eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))"; PATH=$(CURDIR)/bin:$$PATH'; echo 'To end:   make down$(if $(filter-out demo,$(CLUSTER)), CLUSTER=$(CLUSTER))'
+	@echo; echo 'To go on: eval "$$($(TEST_CLUSTER) kubectl-env --name $(CLUSTER))" && PATH=$(CURDIR)/bin:$$PATH'; echo 'To end:   make down$(if $(filter-out demo,$(CLUSTER)), CLUSTER=$(CLUSTER))'
 
 .PHONY: up-says
 up-says:

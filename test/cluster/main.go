@@ -7,6 +7,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -31,10 +32,25 @@ const cacheEnv = "KUBE_CILIUM_CACHE"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	if err := newCommand().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "error:", err)
-		os.Exit(1)
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// onError annotates a verb whose output a shell evaluates, with the line that it writes when it cannot do its work.
+const onError = "on-error"
+
+// run is main without the process.
+func run(ctx context.Context, args []string, out, errOut io.Writer) int {
+	root := newCommand()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return 0
 	}
+	fmt.Fprintln(errOut, "error:", err)
+	if line := cmd.Annotations[onError]; line != "" {
+		fmt.Fprintln(out, line)
+	}
+	return 1
 }
 
 // app is what every verb needs.

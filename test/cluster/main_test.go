@@ -4,6 +4,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -38,6 +39,27 @@ func TestBadCommandLinesSayWhatIsWrong(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(cache, "*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("bad input left %v, %v", left, err)
+	}
+}
+
+// The old KUBECONFIG stayed in force when the cluster was gone: eval of nothing succeeds.
+func TestKubectlEnvOfNoClusterFailsInTheShell(t *testing.T) {
+	for _, args := range [][]string{{"kubectl-env", "--name", "nobody"}, {"kubectl-env", "--cluster", "nobody"}, {"kubectl-env", "nobody"}} {
+		var out, errOut strings.Builder
+		if code := run(t.Context(), append(args, "--cache", t.TempDir()), &out, &errOut); code == 0 || strings.Count(errOut.String(), "\n") != 1 {
+			t.Errorf("%v: exit %d, stderr %q", args, code, errOut.String())
+		}
+		for _, script := range []string{`eval "$1" && echo done; echo "$KUBECONFIG"`, `eval $1 && echo done; echo "$KUBECONFIG"`} {
+			sh := exec.Command("sh", "-c", script, "sh", out.String())
+			sh.Env = append(os.Environ(), "KUBECONFIG=/another/cluster")
+			if got, err := sh.CombinedOutput(); err != nil || string(got) != "/dev/null\n" {
+				t.Errorf("%v: %s: %v, %q", args, script, err, got)
+			}
+		}
+	}
+	var out, errOut strings.Builder
+	if code := run(t.Context(), []string{"status", "--name", "nobody", "--cache", t.TempDir()}, &out, &errOut); code != 1 || out.Len() > 0 {
+		t.Errorf("another verb: exit %d, stdout %q", code, out.String())
 	}
 }
 

@@ -106,12 +106,18 @@ func (a *app) kubectlEnv() *cobra.Command {
 	return &cobra.Command{
 		Use:     "kubectl-env",
 		Short:   "Print the lines that point kubectl at a cluster",
-		Example: "  eval $(go run . kubectl-env)\n  kubectl get nodes",
-		Args:    cobra.NoArgs,
+		Example: "  eval \"$(go run . kubectl-env)\"\n  kubectl get nodes",
+		// The status of eval is that of the last line, and nothing is no line. What was typed for this cluster must not reach
+		// the one that KUBECONFIG named before, nor that of ~/.kube/config. One line, for who does not quote it.
+		Annotations: map[string]string{onError: "export KUBECONFIG=/dev/null; unset KUBECACHEDIR; false"},
+		Args:        cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			h, state, err := a.load()
 			if err != nil {
 				return err
+			}
+			if _, err := os.Stat(state.Kubeconfig); err != nil {
+				return fmt.Errorf("cluster %s is %s: kubeconfig: %w", state.Name, state.Phase, err)
 			}
 			fmt.Printf("export KUBECONFIG=%s\nexport KUBECACHEDIR=%s\nexport PATH=%s:$PATH\n", state.Kubeconfig, state.KubectlCache(), filepath.Join(h.Cache, "bin"))
 			return nil
