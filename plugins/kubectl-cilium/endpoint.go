@@ -180,7 +180,7 @@ func (o *endpointOptions) get(ctx context.Context, name string) error {
 	}
 	var e v1alpha1.CiliumEndpoint
 	if err := c.Get(ctx, client.ObjectKey{Namespace: ns, Name: name}, &e); err != nil {
-		return err
+		return within(ns, err)
 	}
 	if !o.output.table() {
 		return o.output.object(o.Out, c.Scheme(), &e)

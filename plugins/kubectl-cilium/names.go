@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -19,6 +20,14 @@ func parseSelector(text string) (client.ListOption, error) {
 		return nil, fmt.Errorf("-l %q: %w", text, err)
 	}
 	return client.MatchingLabelsSelector{Selector: s}, nil
+}
+
+// within says in which namespace an object was looked for that is not there.
+func within(namespace string, err error) error {
+	if apierrors.IsNotFound(err) && !meta.IsNoMatchError(err) { // else the kind is not there either
+		return fmt.Errorf("%w in namespace %s", err, namespace)
+	}
+	return err
 }
 
 // objectNames are the names in a list, sorted.

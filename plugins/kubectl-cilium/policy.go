@@ -279,12 +279,16 @@ func (o *policyOptions) get(ctx context.Context, name string) error {
 		return err
 	}
 	if len(all) == 0 {
-		return fmt.Errorf("networkpolicies.networking.k8s.io %q not found in namespace %s", name, ns)
+		return noPolicy(ns, name)
 	}
 	if !o.output.table() {
 		return o.output.answer(o.Out, "PolicyStatus", all[0])
 	}
 	return printPolicy(o.Out, &all[0], color)
+}
+
+func noPolicy(namespace, name string) error {
+	return within(namespace, apierrors.NewNotFound(networkingv1.Resource("networkpolicies"), name))
 }
 
 // shownPods of a policy in `get`; -o json has all.
@@ -344,7 +348,7 @@ func (o *policyOptions) wait(ctx context.Context, names []string) error {
 	}
 	for _, name := range names {
 		if !slices.ContainsFunc(policies.Items, func(p networkingv1.NetworkPolicy) bool { return p.Name == name }) {
-			return apierrors.NewNotFound(networkingv1.Resource("networkpolicies"), name)
+			return noPolicy(ns, name)
 		}
 	}
 	policies.Items = slices.DeleteFunc(policies.Items, func(p networkingv1.NetworkPolicy) bool { return len(names) > 0 && !slices.Contains(names, p.Name) })

@@ -100,7 +100,7 @@ func (o *serviceOptions) run(ctx context.Context, name string) error {
 	}
 	if name != "" {
 		if err := c.Get(ctx, client.ObjectKey{Namespace: ns, Name: name}, &corev1.Service{}); err != nil {
-			return err
+			return within(ns, err)
 		}
 	}
 	if o.node == "" {
