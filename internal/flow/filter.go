@@ -242,7 +242,7 @@ func workloadTest(side func(*flowpb.Flow) *flowpb.Endpoint) func(*flowpb.Workloa
 		}
 		return func(p *flowpb.Flow) bool {
 			return slices.ContainsFunc(side(p).GetWorkloads(), func(w *flowpb.Workload) bool {
-				return (want.GetKind() == "" || want.GetKind() == w.GetKind()) && (want.GetName() == "" || want.GetName() == w.GetName())
+				return (want.GetKind() == "" || strings.EqualFold(want.GetKind(), w.GetKind())) && (want.GetName() == "" || want.GetName() == w.GetName())
 			})
 		}, nil
 	}
@@ -337,8 +337,11 @@ func portTest(get func(*flowpb.Flow) (uint32, bool)) func(string) (test, error) 
 		}
 		low, err1 := strconv.ParseUint(first, 10, 16)
 		high, err2 := strconv.ParseUint(last, 10, 16)
-		if err1 != nil || err2 != nil || low > high {
+		switch {
+		case err1 != nil || err2 != nil:
 			return nil, fmt.Errorf("%q is not a port", Safe(text))
+		case low > high:
+			return nil, fmt.Errorf("%q goes backwards: FIRST-LAST is wanted, and %d is larger than %d", Safe(text), low, high)
 		}
 		return func(p *flowpb.Flow) bool {
 			port, ok := get(p)

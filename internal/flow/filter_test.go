@@ -55,6 +55,7 @@ func TestFilterFields(t *testing.T) {
 		{`{"destination_service": ["demo/we"]}`, true},
 		{`{"source_workload": [{"name": "client"}]}`, true},
 		{`{"source_workload": [{"kind": "StatefulSet", "name": "client"}]}`, false},
+		{`{"source_workload": [{"kind": "deployment", "name": "client"}]}`, true},
 		{`{"source_cluster_name": ["default"]}`, true},
 		{`{"traffic_direction": ["INGRESS"]}`, true},
 		{`{"traffic_direction": ["EGRESS"]}`, false},

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -41,6 +42,13 @@ type filterFlag struct {
 	name, short, usage string
 	values             []string // for completion
 	make               func(value, namespace string) ([]*flowpb.FlowFilter, error)
+}
+
+// isUUID tells whether a text has the form of RFC 9562.
+func isUUID(text string) bool {
+	digits := strings.ReplaceAll(text, "-", "")
+	_, err := hex.DecodeString(digits)
+	return err == nil && len(digits) == 32 && len(text) == 36 && text[8] == '-' && text[13] == '-' && text[18] == '-' && text[23] == '-'
 }
 
 // source and destination are what a flag about a side sets in a filter.
@@ -111,9 +119,12 @@ func allFilterFlags() []*filterFlag {
 			s.SourceIdentity, d.DestinationIdentity = []uint32{n}, []uint32{n}
 			return err
 		}),
-		sided("workload", "", "belongs to this workload, NAME or KIND/NAME.", func(s, d *flowpb.FlowFilter, v, _ string) error {
+		sided("workload", "", "belongs to this workload, NAME or KIND/NAME, or KIND/ for all of a kind.", func(s, d *flowpb.FlowFilter, v, _ string) error {
 			w := &flowpb.Workload{Name: v}
 			if kind, name, found := strings.Cut(v, "/"); found {
+				if kind == "" || strings.Contains(name, "/") {
+					return fmt.Errorf("%q is not [kind/]name", flow.Safe(v))
+				}
 				w = &flowpb.Workload{Kind: kind, Name: name}
 			}
 			s.SourceWorkload, d.DestinationWorkload = []*flowpb.Workload{w}, []*flowpb.Workload{w}
@@ -123,7 +134,7 @@ func allFilterFlags() []*filterFlag {
 	return append(all,
 		simple("protocol", "", "Only this protocol: tcp, udp, sctp, icmp, icmpv4 or icmpv6.", []string{"tcp", "udp", "sctp", "icmp", "icmpv4", "icmpv6"},
 			func(f *flowpb.FlowFilter, v string) error { f.Protocol = []string{v}; return nil }),
-		simple("verdict", "", "Only this verdict: forwarded, dropped, translated, ...", []string{"forwarded", "dropped", "translated"}, setVerdict),
+		simple("verdict", "", "Only this verdict: forwarded or dropped.", []string{"forwarded", "dropped"}, setVerdict),
 		simple("type", "t", "Only events of this type: drop, trace, trace:POINT such as trace:to-endpoint, or policy-verdict.", typeValues(), setType),
 		simple("drop-reason-desc", "", "Only drops for this reason, such as POLICY_DENIED or TOO_BIG.", reasonValues(), setReason),
 		simple("traffic-direction", "", "Only connections that go this way, as the node's pod sees it: ingress or egress.", []string{"ingress", "egress"}, setDirection),
@@ -146,7 +157,13 @@ func allFilterFlags() []*filterFlag {
 			f.SourceIpXlated = []string{v}
 			return err
 		}),
-		simple("uuid", "", "Only the flow of this UUID.", nil, func(f *flowpb.FlowFilter, v string) error { f.Uuid = []string{v}; return nil }),
+		simple("uuid", "", "Only the flow of this UUID.", nil, func(f *flowpb.FlowFilter, v string) error {
+			f.Uuid = []string{strings.ToLower(v)}
+			if !isUUID(v) {
+				return errors.New("not a UUID: -o json shows a flow's")
+			}
+			return nil
+		}),
 		simple("node-name", "", "Only what this node saw; * stands for any part of a name.", nil, func(f *flowpb.FlowFilter, v string) error { f.NodeName = []string{v}; return nil }),
 	)
 }
@@ -238,6 +255,14 @@ func (f *filterFlags) lists(namespace string, scope bool) (white, black []*flowp
 		var next []*flowpb.FlowFilter
 		for _, w := range white {
 			for _, a := range alternatives[name] {
+				if len(w.EventType) > 0 && len(a.EventType) > 0 { // --type, and a reason that the API has no number for
+					if t := narrower(w.EventType[0], a.EventType[0]); t != nil {
+						both := proto.Clone(w).(*flowpb.FlowFilter)
+						both.EventType = []*flowpb.EventTypeFilter{t}
+						next = append(next, both)
+					}
+					continue
+				}
 				if !disjoint(w, a) {
 					return nil, nil, fmt.Errorf("--%s and another filter are about the same side: use --from-... and --to-... for both", name)
 				}
@@ -245,6 +270,9 @@ func (f *filterFlags) lists(namespace string, scope bool) (white, black []*flowp
 				proto.Merge(both, a)
 				next = append(next, both)
 			}
+		}
+		if len(next) == 0 {
+			return nil, nil, errors.New("no flow fits both --type and --drop-reason-desc")
 		}
 		if white = next; len(white) > maxAlternatives {
 			return nil, nil, errors.New("too many filters about either side: use --from-... and --to-...")
@@ -254,6 +282,17 @@ func (f *filterFlags) lists(namespace string, scope bool) (white, black []*flowp
 		white = nil
 	}
 	return white, black, nil
+}
+
+// narrower is what two types of events have in common, nil where that is nothing.
+func narrower(a, b *flowpb.EventTypeFilter) *flowpb.EventTypeFilter {
+	switch {
+	case a.Type != b.Type, a.MatchSubType && b.MatchSubType && a.SubType != b.SubType:
+		return nil
+	case a.MatchSubType:
+		return a
+	}
+	return b
 }
 
 // disjoint tells whether no field is set in both.
@@ -347,7 +386,7 @@ func setReason(f *flowpb.FlowFilter, v string) error {
 	}
 	r, err := flow.ParseReason(name)
 	if err != nil || !r.Dropped() {
-		return errors.New("not a reason: complete it with <TAB>, or see docs/hubble.md")
+		return errors.New("not a reason: complete it with <TAB>, or see Reasons in docs/hubble.md")
 	}
 	f.EventType = []*flowpb.EventTypeFilter{{Type: eventTypes["drop"], MatchSubType: true, SubType: int32(r)}}
 	return nil

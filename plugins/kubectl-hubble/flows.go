@@ -56,7 +56,7 @@ func (p *plugin) flows() *cobra.Command {
 		Short:   "Show what happened to packets, and what happens",
 		Long: "Show what happened to packets of a namespace, of all nodes, in the order of time. Each agent remembers its last\n" +
 			"few thousand flows. A drop says why: the reason, and the policies that refused it. Without -f the last ones are\n" +
-			"shown; with -f those to come.\n\n" +
+			"shown; with -f those to come. Of a file all are shown, of every namespace, unless -n or --last says less.\n\n" +
 			"Values of one filter, separated by commas or given again, are alternatives; different filters must all match.\n" +
 			"A filter without from- or to- is about either side.",
 		Example: `  # The last twenty of the current namespace
@@ -83,8 +83,8 @@ func (p *plugin) flows() *cobra.Command {
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.BoolVarP(&o.allNamespaces, "all-namespaces", "A", false, "Show those of every namespace, and of hosts.")
-	f.BoolVarP(&o.follow, "follow", "f", false, "Go on with what happens from now on.")
-	f.Uint64Var(&o.last, "last", defaultLast, "Begin with that many past ones; none with -f unless said.")
+	f.BoolVarP(&o.follow, "follow", "f", false, "Go on with what happens from now on, until interrupted.")
+	f.Uint64Var(&o.last, "last", defaultLast, "That many of the past ones; all of them with --since, --until or --input-file, and none with -f, unless said.")
 	f.Uint64Var(&o.first, "first", 0, "The first ones that the nodes remember, instead of the last.")
 	f.BoolVar(&o.all, "all", false, "All that the nodes remember.")
 	f.StringVar(&o.since, "since", "", "Only since then: how long ago, as in 5m, or a time such as 2006-01-02T15:04:05Z.")
@@ -129,6 +129,8 @@ func (o *flowsOptions) request() (*observerpb.GetFlowsRequest, error) {
 		return nil, fmt.Errorf("--until %s is before --since %s: there is nothing between", flow.Safe(o.until), flow.Safe(o.since))
 	}
 	switch {
+	case o.follow && req.Until != nil:
+		return nil, errors.New("--follow and --until exclude one another: what follows goes on until it is interrupted")
 	case o.first > 0 && (o.follow || o.lastGiven || o.all):
 		return nil, errors.New("--first goes with none of --follow, --last and --all")
 	case o.all && o.lastGiven:

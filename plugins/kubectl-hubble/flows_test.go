@@ -4,14 +4,20 @@ package main
 
 import (
 	"bytes"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	flowpb "github.com/cilium/cilium/api/v1/flow"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"github.com/kube-cilium/kube-cilium/internal/flow"
 )
 
 func TestMain(m *testing.M) {
@@ -101,14 +107,20 @@ func TestWrongQuestions(t *testing.T) {
 		{"flows --colour", "unknown flag: --colour (see kubectl hubble flows --help)"},
 		{"flows --since 1m --until 5m", "--until 5m is before --since 1m"},
 		{"flows -o xml", "compact, table, dict, json, jsonpb"},
-		{"flows --type gossip", "not a type"},
+		{"flows --type gossip", "not a type: capture, drop, l7, policy-verdict, trace, trace-sock"},
 		{"flows --type trace:nowhere", "not a point of a trace"},
 		{"flows --color sometimes", "auto, always or never"},
 		{"flows --ip 10.0.0", "neither an address nor a prefix"},
 		{"flows --to-port http", `"http" is not a port`},
+		{"flows --port 9-3", `"9-3" goes backwards: FIRST-LAST is wanted, and 9 is larger than 3`},
 		{"flows --protocol ipx", "is not known"},
-		{"flows --verdict maybe", "not a verdict"},
-		{"flows --drop-reason-desc BECAUSE", "not a reason"},
+		{"flows --verdict maybe", "not a verdict: forwarded, dropped, error, audit, redirected, traced, translated"},
+		{"flows --drop-reason-desc BECAUSE", "not a reason: complete it with <TAB>, or see Reasons in docs/hubble.md"},
+		{"flows --uuid x", "--uuid x: not a UUID"},
+		{"flows --uuid 0123456789abcdef0123456789abcdef0123", "not a UUID"},
+		{"flows --workload /x", `--workload /x: "/x" is not [kind/]name`},
+		{"flows --to-workload a/b/c", `"a/b/c" is not [kind/]name`},
+		{"flows --from-workload ,", "neither kind nor name is given"},
 		{"flows --identity nobody", "neither a number"},
 		{"flows -l app=(", "not a label selector"},
 		{"flows --tcp-flags SIN", "not a TCP flag"},
@@ -119,7 +131,10 @@ func TestWrongQuestions(t *testing.T) {
 		{"flows --not", "not followed by a filter"},
 		{"flows --since yesterday", "neither how long ago"},
 		{"flows --pod a --to-pod b", "about the same side"},
+		{"flows -t trace --drop-reason-desc TOO_BIG", "no flow fits both --type and --drop-reason-desc"},
 		{"flows --first 3 -f", "--first goes with"},
+		{"flows -f --until 1m", "--follow and --until exclude one another"},
+		{"flows -f --since 5m --until 2100-01-01", "--follow and --until exclude one another"},
 		{"flows --all --last 3", "exclude one another"},
 		{"flows --input-file x -f", "exclude one another"},
 		{"flows --input-file /nowhere/flows.json", "no such file"},
@@ -129,6 +144,32 @@ func TestWrongQuestions(t *testing.T) {
 		code := run(t.Context(), s, append([]string{"--kubeconfig", "/dev/null", "-n", "default"}, strings.Fields(tt.args)...))
 		if code != 1 || out.Len() != 0 || !strings.Contains(errOut.String(), tt.want) || strings.Count(errOut.String(), "\n") != 1 {
 			t.Errorf("%s: exit %d, stdout %q, stderr %q", tt.args, code, out, errOut)
+		}
+	}
+}
+
+// A message sent people to a page that had no list, and the page's words for filters ended in three dots.
+func TestDocsListTheWordsOfFilters(t *testing.T) {
+	content, err := os.ReadFile(filepath.Join("..", "..", "docs", "hubble.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(content)
+	words := slices.Concat(slices.Sorted(maps.Keys(eventTypes)), points())
+	for _, verdict := range names(flowpb.Verdict_name) {
+		words = append(words, strings.ToLower(verdict))
+	}
+	for _, w := range words {
+		if !strings.Contains(page, "`"+w+"`") {
+			t.Errorf("docs/hubble.md does not have the word `%s`", w)
+		}
+	}
+	if !strings.Contains(page, "\n## Reasons\n") {
+		t.Error("docs/hubble.md has no list of reasons")
+	}
+	for _, r := range flow.Reasons() {
+		if line := fmt.Sprintf("\n| `%s` | `%s` | %s |\n", r, r.Published(), r.Text()); r.Dropped() && !strings.Contains(page, line) {
+			t.Errorf("docs/hubble.md lacks:%s", line)
 		}
 	}
 }

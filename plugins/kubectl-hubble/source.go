@@ -167,7 +167,7 @@ func (s *source) past(ctx context.Context, req *observerpb.GetFlowsRequest, seen
 func (s *source) follow(ctx context.Context, t target, req *observerpb.GetFlowsRequest, l *last, take func(*observerpb.GetFlowsResponse)) {
 	said := ""
 	for ctx.Err() == nil {
-		live := &observerpb.GetFlowsRequest{Follow: true, Whitelist: req.Whitelist, Blacklist: req.Blacklist, Until: req.Until}
+		live := &observerpb.GetFlowsRequest{Follow: true, Whitelist: req.Whitelist, Blacklist: req.Blacklist}
 		switch {
 		case !l.time.IsZero():
 			live.Since = timestamppb.New(l.time)
@@ -180,7 +180,7 @@ func (s *source) follow(ctx context.Context, t target, req *observerpb.GetFlowsR
 				take(r)
 			}
 		})
-		if ctx.Err() != nil || err == nil && req.Until != nil {
+		if ctx.Err() != nil {
 			return
 		}
 		if errors.Is(err, errOver) {
