@@ -41,8 +41,8 @@ func (p *plugin) identity() *cobra.Command {
 	getCmd := &cobra.Command{
 		Use:   "get NUMBER",
 		Short: "Show the labels of one identity and the pods that have it",
-		Example: `  # Who is 16385?
-  kubectl cilium identity get 16385`,
+		Example: `  # Who is 12969448?
+  kubectl cilium identity get 12969448`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return get.get(cmd.Context(), args[0]) },
 		ValidArgsFunction: func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
