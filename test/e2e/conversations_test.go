@@ -20,16 +20,13 @@ import (
 	flowpb "github.com/cilium/cilium/api/v1/flow"
 	observerpb "github.com/cilium/cilium/api/v1/observer"
 	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/kube-cilium/kube-cilium/test/e2e/talk"
 )
 
 // conversation is one connection between two pods, every packet of which is known beforehand: prober talk holds it.
 type conversation struct {
-	Protocol string `json:"protocol"`
-	Host     string `json:"host"`
-	Port     uint16 `json:"port,omitempty"`
-	From     uint16 `json:"from"`
-	End      string `json:"end"`
-	Rounds   int    `json:"rounds"`
+	talk.Conversation
 
 	family                 string
 	client, server         string // as flows name them
@@ -373,7 +370,7 @@ func (s *script) hold(t testing.TB, what string, all ...pairs) {
 			for family, ip := range s.c.podIPs(t, s.ns, name) {
 				for client, from := range s.c.Nodes {
 					todo = append(todo, kinds(conversation{
-						Host: ip, Rounds: 2, family: family, client: podOn(p.client, client), server: name, clientNode: from.Name, serverNode: at.Name,
+						Conversation: talk.Conversation{Host: ip, Rounds: 2}, family: family, client: podOn(p.client, client), server: name, clientNode: from.Name, serverNode: at.Name,
 						asker: podOn(p.client, client), pairs: p,
 					})...)
 				}
@@ -388,7 +385,7 @@ func (s *script) holdBeyond(t testing.TB, what, client, server, host string) {
 	t.Helper()
 	var todo []conversation
 	add := func(asker, from, to, family, ip string, b beyond) {
-		todo = append(todo, kinds(conversation{Host: ip, Rounds: 2, family: family, client: from, server: to, asker: asker, beyond: &b})...)
+		todo = append(todo, kinds(conversation{Conversation: talk.Conversation{Host: ip, Rounds: 2}, family: family, client: from, server: to, asker: asker, beyond: &b})...)
 	}
 	for i, own := range s.c.Nodes {
 		pod, node := podOn(client, i), podOn(host, i)
@@ -498,13 +495,12 @@ func (s *script) once(t testing.TB, what string, all []conversation) (again []co
 	return again
 }
 
-type talked struct {
-	Error string `json:"error"`
-	Void  bool   `json:"void"`
-}
-
-func (s *script) talk(t testing.TB, asker string, list []conversation) ([]talked, error) {
-	in, err := json.Marshal(list)
+func (s *script) talk(t testing.TB, asker string, list []conversation) ([]talk.Outcome, error) {
+	questions := make([]talk.Conversation, len(list))
+	for i := range list {
+		questions[i] = list[i].Conversation
+	}
+	in, err := json.Marshal(questions)
 	if err != nil {
 		return nil, err
 	}
@@ -512,7 +508,7 @@ func (s *script) talk(t testing.TB, asker string, list []conversation) ([]talked
 	if err != nil {
 		return nil, err
 	}
-	var answers []talked
+	var answers []talk.Outcome
 	if err := json.Unmarshal([]byte(out), &answers); err != nil {
 		return nil, fmt.Errorf("prober said %q: %w", out, err)
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/kube-cilium/kube-cilium/internal/probe"
+	"github.com/kube-cilium/kube-cilium/test/e2e/talk"
 )
 
 func main() {
@@ -56,11 +57,11 @@ func run(ctx context.Context, args []string) error {
 		if err := fs.Parse(args[1:]); err != nil {
 			return err
 		}
-		var all []Conversation
+		var all []talk.Conversation
 		if err := json.NewDecoder(os.Stdin).Decode(&all); err != nil {
 			return fmt.Errorf("read conversations from stdin: %w", err)
 		}
-		return json.NewEncoder(os.Stdout).Encode(talk(ctx, all))
+		return json.NewEncoder(os.Stdout).Encode(converse(ctx, all))
 	case "stream":
 		proto := fs.String("proto", "udp", "tcp: one long stream; udp: datagrams; connect: new TCP connections; ask: new UDP flows of one datagram")
 		dst := fs.String("dst", "", "address:port")

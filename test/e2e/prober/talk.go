@@ -18,30 +18,12 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"github.com/kube-cilium/kube-cilium/test/e2e/talk"
 )
 
-// Conversation is one connection whose every packet is known beforehand, so that somebody can say what must be told of it.
-type Conversation struct {
-	// Protocol is tcp, udp or icmp.
-	Protocol string `json:"protocol"`
-	Host     string `json:"host"`
-	// Port of the other side; From is ours, or the echo's identifier.
-	Port uint16 `json:"port,omitempty"`
-	From uint16 `json:"from"`
-	// End is how it ends: close (both say so), reset (ours breaks it off), closed (nobody listens there), silence (no answer
-	// ever comes). What is not TCP knows only silence, or else an answer.
-	End string `json:"end"`
-	// Rounds are questions, each with its answer unless there is silence. An echo has one.
-	Rounds int `json:"rounds"`
-}
-
-// Talked is what became of a conversation.
-type Talked struct {
-	// Error: it did not go as it should.
-	Error string `json:"error,omitempty"`
-	// Void: it took so long that the kernel may have sent something again, or told of it again. It says nothing.
-	Void bool `json:"void,omitempty"`
-}
+// conversation is one that the test asked for.
+type conversation struct{ talk.Conversation }
 
 const (
 	// patience is how long an answer may take. One that takes longer than soon makes a conversation void: live flows are told
@@ -54,11 +36,12 @@ const (
 	again  = 900 * time.Millisecond
 )
 
-// talk holds all conversations at once.
-func talk(ctx context.Context, all []Conversation) []Talked {
-	out := make([]Talked, len(all))
+// converse holds all conversations at once.
+func converse(ctx context.Context, all []talk.Conversation) []talk.Outcome {
+	out := make([]talk.Outcome, len(all))
 	var wg sync.WaitGroup
-	for i, c := range all {
+	for i := range all {
+		c := conversation{all[i]}
 		wg.Go(func() {
 			start, limit := time.Now(), soon
 			if c.End == "silence" {
@@ -75,7 +58,7 @@ func talk(ctx context.Context, all []Conversation) []Talked {
 	return out
 }
 
-func (c *Conversation) hold(ctx context.Context) error {
+func (c *conversation) hold(ctx context.Context) error {
 	switch c.Protocol {
 	case "tcp":
 		return c.stream(ctx)
@@ -88,20 +71,20 @@ func (c *Conversation) hold(ctx context.Context) error {
 }
 
 // wait is how long the next packet of the other side is waited for.
-func (c *Conversation) wait() time.Duration {
+func (c *conversation) wait() time.Duration {
 	if c.End == "silence" {
 		return silent
 	}
 	return patience
 }
 
-func (c *Conversation) dial(ctx context.Context, local net.Addr) (net.Conn, error) {
+func (c *conversation) dial(ctx context.Context, local net.Addr) (net.Conn, error) {
 	d := net.Dialer{FallbackDelay: -1, LocalAddr: local, Timeout: c.wait()}
 	d.SetMultipathTCP(false)
 	return d.DialContext(ctx, c.Protocol, net.JoinHostPort(c.Host, fmt.Sprint(c.Port)))
 }
 
-func (c *Conversation) stream(ctx context.Context) error {
+func (c *conversation) stream(ctx context.Context) error {
 	s, err := c.dial(ctx, &net.TCPAddr{Port: int(c.From)})
 	switch {
 	case c.End == "silence" && isTimeout(err), c.End == "closed" && errors.Is(err, syscall.ECONNREFUSED):
@@ -134,7 +117,7 @@ func (c *Conversation) stream(ctx context.Context) error {
 	return nil
 }
 
-func (c *Conversation) datagrams(ctx context.Context) error {
+func (c *conversation) datagrams(ctx context.Context) error {
 	s, err := c.dial(ctx, &net.UDPAddr{Port: int(c.From)})
 	if err != nil {
 		return err
@@ -170,7 +153,7 @@ func mute(s net.Conn) error {
 }
 
 // echo asks with an identifier of its own: two that share one would be one connection.
-func (c *Conversation) echo() error {
+func (c *conversation) echo() error {
 	s, request, err := c.pingSocket()
 	if err != nil {
 		return err
@@ -187,7 +170,7 @@ func (c *Conversation) echo() error {
 	return err
 }
 
-func (c *Conversation) pingSocket() (net.Conn, []byte, error) {
+func (c *conversation) pingSocket() (net.Conn, []byte, error) {
 	ip, err := netip.ParseAddr(c.Host)
 	if err != nil {
 		return nil, nil, err
