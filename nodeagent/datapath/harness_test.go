@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -383,6 +384,13 @@ func (f *fixture) echo(ns netns.NsHandle, at netip.AddrPort) {
 	}()
 }
 
+const (
+	// patience is how long the last answers may take: it is the machine that is slow then, not the datapath.
+	patience = 2 * time.Second
+	// enough answers show that a flow goes on.
+	enough = 50
+)
+
 // prober sends numbered datagrams a millisecond apart and counts what does not come back.
 type prober struct {
 	conn       net.Conn
@@ -439,7 +447,10 @@ func (f *fixture) probe(ns netns.NsHandle, to netip.AddrPort) *prober {
 		for seq := uint64(0); ; seq++ {
 			select {
 			case <-p.stop:
-				_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+				for end := time.Now().Add(patience); p.back.Load() < p.sent.Load() && time.Now().Before(end); {
+					time.Sleep(time.Millisecond)
+				}
+				_ = conn.SetReadDeadline(time.Now())
 				<-received
 				conn.Close()
 				return
@@ -515,16 +526,38 @@ func (f *fixture) flows(a, b Pod) traffic {
 			out[way.name+" "+to.String()] = f.probe(way.from, netip.AddrPortFrom(to, 7000))
 		}
 	}
-	if f.t.Failed() {
+	if out.goOn(f.t); f.t.Failed() {
 		f.t.FailNow()
 	}
-	time.Sleep(50 * time.Millisecond)
 	return out
 }
 
-// end fails the test for each flow that lost more than it may.
+// goOn waits until every flow has had some more answers, and fails the test for each that has not.
+func (tr traffic) goOn(t testing.TB) {
+	t.Helper()
+	want := map[string]uint64{}
+	for name, p := range tr {
+		want[name] = p.back.Load() + enough
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		maps.DeleteFunc(want, func(name string, n uint64) bool { return tr[name].back.Load() >= n })
+		if len(want) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			break
+		}
+	}
+	for name := range want {
+		t.Errorf("%s does not go on: %d sent, %d answers (%d errors)", name, tr[name].sent.Load(), tr[name].back.Load(), tr[name].errs.Load())
+	}
+}
+
+// end waits until what was done to the flows had its effect on all of them, and fails the test for each that lost more
+// than it may.
 func (tr traffic) end(t testing.TB, may uint64) {
 	t.Helper()
+	tr.goOn(t)
 	for _, p := range tr {
 		close(p.stop)
 	}

@@ -3,7 +3,6 @@
 package datapath
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -14,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -632,8 +630,7 @@ func TestStackPath(t *testing.T) {
 		t.Error("nothing is said of the FORWARD rule")
 	}
 	t.Log(note)
-	must(t, d.Configure(context.Background(), f.config()))
-	time.Sleep(10 * time.Millisecond)
+	must(t, d.Configure(t.Context(), f.config()))
 }
 
 // A firewall that drops by policy what the host forwards, as Docker's does: with iptables' chain and with one of
@@ -659,7 +656,6 @@ func TestStackPathThroughAFirewall(t *testing.T) {
 	letPass(t, d, a, b)
 	must(t, d.SetPods([]Pod{a, b}))
 	running := f.flows(a, b)
-	time.Sleep(50 * time.Millisecond)
 	running.end(t, 0)
 	must(t, d.refresh(t.Context()))
 	if n := ours(); n != 6 {
@@ -709,7 +705,6 @@ func TestEveryFallbackCarriesTraffic(t *testing.T) {
 				g := *f
 				g.t = t
 				running := g.flows(a, b)
-				time.Sleep(50 * time.Millisecond)
 				running.end(t, 0)
 			})
 		}
