@@ -90,12 +90,22 @@ func (q Queue) List() ([]Attachment, error) {
 // WriteFile writes a whole file or nothing: a temporary file beside it, synced, then renamed over it. The mode holds
 // whatever the umask.
 func WriteFile(path string, data []byte, mode fs.FileMode) error {
+	return writeFile(path, data, mode, (*os.File).Sync)
+}
+
+// WriteFileOfThisBoot is WriteFile for what counts in this boot alone: it outlives every process, and not the machine,
+// and so does not wait for the disk.
+func WriteFileOfThisBoot(path string, data []byte, mode fs.FileMode) error {
+	return writeFile(path, data, mode, func(*os.File) error { return nil })
+}
+
+func writeFile(path string, data []byte, mode fs.FileMode, sync func(*os.File) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".")
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	err = errors.Join(err, f.Chmod(mode), sync(f), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}

@@ -148,7 +148,7 @@ func (r records) write(e *Endpoint) error {
 	if err != nil {
 		return fmt.Errorf("record of endpoint %d: %w", e.ID, err)
 	}
-	if err := cni.WriteFile(r.file(e.ID), data, 0o600); err != nil {
+	if err := cni.WriteFileOfThisBoot(r.file(e.ID), data, 0o600); err != nil {
 		return fmt.Errorf("record of endpoint %d: %w", e.ID, err)
 	}
 	return nil
