@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -107,6 +108,9 @@ func (d *Datapath) AddPod(pod Pod) error {
 	if err := pod.check(d.maxEndpoints()); err != nil {
 		return err
 	}
+	if only, err := d.renumberPod(pod); only {
+		return err
+	}
 	// Closed first: the stubs drop what comes from or for an interface that has no entry.
 	if err := d.attachNewPod(pod); err != nil {
 		return err
@@ -125,6 +129,23 @@ func (d *Datapath) AddPod(pod Pod) error {
 	}
 	d.spareAfter(pod.ID)
 	return d.wirePod(pod)
+}
+
+// renumberPod is for a pod that is there and has only got another identity, as every pod has whose labels were new to the
+// cluster when it came: its entries are written, and nothing else is asked of the kernel while other pods come.
+func (d *Datapath) renumberPod(pod Pod) (only bool, err error) {
+	d.mu.Lock()
+	as, had := d.pods[pod.ID]
+	d.mu.Unlock()
+	if !had || as.Identity == pod.Identity {
+		return false, nil
+	}
+	as.Identity = pod.Identity
+	if !reflect.DeepEqual(as, pod) {
+		return false, nil
+	}
+	_, _, err = d.recordPod(pod)
+	return true, err
 }
 
 func (d *Datapath) configured() bool {

@@ -164,6 +164,37 @@ func TestReplacedPod(t *testing.T) {
 	}
 }
 
+// A pod that has only got another identity has its entries written; its interface is left alone.
+func TestRenumberedPod(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	p := f.addPod(d, 33)
+	up := func() bool {
+		l, err := netlink.LinkByIndex(p.Ifindex)
+		must(t, err)
+		return l.Attrs().Flags&net.FlagUp != 0
+	}
+	must(t, netlink.LinkSetDown(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: p.Ifindex}}))
+	p.Identity++
+	must(t, d.AddPod(p))
+	endpoints := contents[bpf.Addr, bpf.Endpoint](t, d, bpf.MapsMapEndpoints)
+	for _, a := range p.addrs() {
+		if e := endpoints[bpf.AddrFrom(a)]; e != p.endpoint() {
+			t.Errorf("endpoint %s: %+v", a, e)
+		}
+	}
+	if e := contents[uint32, bpf.PodInterface](t, d, bpf.MapsMapPodInterfaces)[uint32(p.Ifindex)]; e != p.entry() {
+		t.Errorf("interface %+v", e)
+	}
+	if up() {
+		t.Error("the interface was worked on")
+	}
+	must(t, d.AddPod(p)) // nothing is new: all of it is made sure of
+	if !up() {
+		t.Error("the interface is down")
+	}
+}
+
 // What somebody changed by hand is put back.
 func TestTamperingIsRepaired_CVE_2020_8558_CVE_2020_10749(t *testing.T) {
 	f := newFixture(t)
