@@ -53,6 +53,9 @@ import (
 const (
 	// apiPatience is how long a start waits for the API server before it serves from disk.
 	apiPatience = 10 * time.Second
+	// endpointsRest gathers endpoints that come or go, for those who compute the whole of them anew. Who added them has done
+	// what they need; with every single one, this would take the processor from those that come behind it.
+	endpointsRest = 250 * time.Millisecond
 	// openAgain is how often a start that the node does not allow is tried.
 	openAgain = 10 * time.Second
 )
@@ -101,6 +104,7 @@ type Agent struct {
 	dropsSeen        bell
 	networkBell      bell
 	identityBell     bell
+	podsBell         bell
 	// policyNews rings when something else is in force than before.
 	policyNews bell
 	// ready is closed when the datapath is complete for the first time.
@@ -170,7 +174,7 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 	}
 	a := &Agent{
 		Options: o, bootID: bootID, servers: servers, ready: make(chan struct{}),
-		addresses: ipam.NewAllocator(time.Now), networkBell: newBell(), identityBell: newBell(), policyNews: newBell(),
+		addresses: ipam.NewAllocator(time.Now), networkBell: newBell(), identityBell: newBell(), podsBell: newBell(), policyNews: newBell(),
 		install: &Install{
 			Plugin: o.Plugin, BinDir: o.BinDir, ConfDir: o.ConfDir, SocketDir: o.SocketDir, StateDir: o.StateDir,
 			Log: o.Log.WithName("install"),
@@ -201,7 +205,7 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 		return nil, fmt.Errorf("manager: %w", err)
 	}
 	a.writer = NewWriter(a.manager.GetClient())
-	a.ids = NewIdentities(a.manager.GetCache(), a.manager.GetAPIReader(), a.writer, func() { a.ringEndpoints() })
+	a.ids = NewIdentities(a.manager.GetCache(), a.manager.GetAPIReader(), a.writer, a.podsBell.ring)
 	a.policies = NewPolicies(a.manager.GetCache(), a.manager.GetAPIReader(), a.set,
 		policyMemory{stateDir: o.StateDir, bootID: bootID}, a.ringPolicies, o.Log.WithName("policy"))
 	a.drops = newRecentDrops(a.policies.Rule, a.ringDrops)
@@ -213,7 +217,7 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 	a.pods = &Pods{
 		cache: a.manager.GetCache(), live: a.manager.GetAPIReader(), identities: a.ids, endpoints: a.set,
 		filter: identity.DefaultFilter(), wake: a.identityBell, memory: podMemory{stateDir: o.StateDir, bootID: bootID},
-		learn: a.policies.Learn,
+		learn: a.policies.Learn, relabelled: a.policies.wake.ring, expected: a.policies.expected,
 	}
 	return a, nil
 }
@@ -440,9 +444,9 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 	if _, err := removed.AddEventHandler(a.policies.deletions()); err != nil {
 		return fmt.Errorf("watch NetworkPolicies: %w", err)
 	}
-	podsBell, slicesBell, shownBell := newBell(), newBell(), newBell()
+	policiesLater, podsLater, slicesBell, shownBell := newBell(), newBell(), newBell(), newBell()
 	a.mu.Lock()
-	a.endpointsChanged, a.policiesChanged = []bell{a.policies.wake, podsBell, slicesBell, shownBell}, []bell{shownBell, a.policyNews}
+	a.endpointsChanged, a.policiesChanged = []bell{policiesLater, podsLater, slicesBell, shownBell}, []bell{shownBell, a.policyNews}
 	a.dropsSeen = shownBell
 	a.mu.Unlock()
 	setup := []struct {
@@ -450,25 +454,30 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 		after time.Duration
 		kinds []client.Object
 		bell  bell
+		// later rings when endpoints have come or gone; nil: the bell does.
+		later bell
 		do    reconcile.Reconciler
 	}{
 		{"network", 20 * time.Millisecond, []client.Object{
 			&v1alpha1.CiliumConfig{}, &v1alpha1.CiliumNode{}, &v1alpha1.CiliumEndpointSlice{}, &corev1.Node{},
-		}, a.networkBell, a.network},
+		}, a.networkBell, nil, a.network},
 		{"policies", 10 * time.Millisecond, []client.Object{
 			&networkingv1.NetworkPolicy{}, &corev1.Namespace{}, &v1alpha1.CiliumIdentity{}, &v1alpha1.CiliumEndpointSlice{},
-		}, a.policies.wake, a.policies},
-		{"pods", 10 * time.Millisecond, []client.Object{&corev1.Pod{}, &corev1.Namespace{}, &v1alpha1.CiliumConfig{}}, podsBell, a.pods},
-		{"identities", 10 * time.Millisecond, []client.Object{&v1alpha1.CiliumIdentity{}}, a.identityBell, a.ids},
-		{"slices", 50 * time.Millisecond, []client.Object{&v1alpha1.CiliumNode{}, &v1alpha1.CiliumEndpointSlice{}}, slicesBell, &Slices{
+		}, a.policies.wake, policiesLater, a.policies},
+		{"pods", 10 * time.Millisecond, []client.Object{&corev1.Pod{}, &corev1.Namespace{}, &v1alpha1.CiliumConfig{}}, a.podsBell, podsLater, a.pods},
+		{"identities", 10 * time.Millisecond, []client.Object{&v1alpha1.CiliumIdentity{}}, a.identityBell, nil, a.ids},
+		{"slices", 50 * time.Millisecond, []client.Object{&v1alpha1.CiliumNode{}, &v1alpha1.CiliumEndpointSlice{}}, slicesBell, nil, &Slices{
 			node: a.Node, cache: reader, writer: a.writer, endpoints: a.set, written: map[string][]v1alpha1.SliceEndpoint{},
 		}},
-		{"ciliumendpoints", time.Second, []client.Object{&corev1.Pod{}, &v1alpha1.CiliumEndpoint{}}, shownBell, &CiliumEndpoints{
+		{"ciliumendpoints", time.Second, []client.Object{&corev1.Pod{}, &v1alpha1.CiliumEndpoint{}}, shownBell, nil, &CiliumEndpoints{
 			node: a.Node, cache: reader, writer: a.writer, endpoints: a.set, policy: a.policies.Shown, drops: a.drops,
 		}},
 	}
 	for _, s := range setup {
 		c := ctrl.NewControllerManagedBy(m).Named(s.name).WatchesRawSource(s.bell.source(s.name, s.after))
+		if s.later != nil {
+			c = c.WatchesRawSource(s.later.source(s.name, endpointsRest))
+		}
 		for _, kind := range s.kinds {
 			c = c.Watches(kind, a.handlerFor(s.name, s.after, kind))
 		}

@@ -40,6 +40,10 @@ type Pods struct {
 	memory     podMemory
 	// learn tells the policies of labels and numbers before they are in force.
 	learn func([]endpoint.Who) error
+	// relabelled is called when a pod that is there has got other labels or another number: other policies may select it.
+	relabelled func()
+	// expected tells whether a pod came to this node just now, so that its ADD may be on its way.
+	expected func(types.UID) bool
 }
 
 // Identify answers for a pod that is about to get its interface. When nobody can be asked the pod is pending: it is
@@ -152,6 +156,12 @@ func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 			changed[e.Attachment] = who
 		}
 	}
+	coming, err := p.coming(ctx)
+	for _, who := range coming {
+		wanted = append(wanted, who.Labels)
+		missing = missing || p.identities.Lookup(who.Labels) == identity.Pending
+	}
+	errs = append(errs, err)
 	if len(changed) > 0 {
 		// Tables that name a number come before the number: else its first packets meet a table that does not know it.
 		errs = append(errs, p.learn(slices.Collect(maps.Values(changed))))
@@ -159,10 +169,33 @@ func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 	for a, who := range changed {
 		errs = append(errs, set.SetIdentity(ctx, a, who))
 	}
+	if len(changed) > 0 {
+		p.relabelled()
+	}
 	p.identities.Want(wanted)
 	errs = append(errs, p.memory.keep(known))
 	if missing {
 		p.wake.ring()
 	}
 	return ctrl.Result{}, errors.Join(errs...)
+}
+
+// coming is who the pods are whose ADD may be on its way: a number that is confirmed by then spares the pod to be
+// pending, and the tables to be written twice.
+func (p *Pods) coming(ctx context.Context) ([]endpoint.Who, error) {
+	var pods corev1.PodList
+	if err := p.cache.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("pods of this node: %w", err)
+	}
+	var out []endpoint.Who
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		if pod.Spec.HostNetwork || pod.DeletionTimestamp != nil || !p.expected(pod.UID) {
+			continue
+		}
+		if who, err := p.who(ctx, pod); err == nil && who.Labels != nil { // what is wrong with it is said in its ADD
+			out = append(out, who)
+		}
+	}
+	return out, nil
 }

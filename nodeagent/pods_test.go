@@ -14,6 +14,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/kube-cilium/kube-cilium/cni"
@@ -77,6 +79,36 @@ func TestIdentify(t *testing.T) {
 		who, err := p.Identify(t.Context(), cni.Pod{Namespace: "tenant", Name: "web", UID: uid})
 		if err != nil || !reflect.DeepEqual(who, want) {
 			t.Errorf("%s: %v, %v", uid, who, err)
+		}
+	}
+}
+
+func TestPodThatComesHasItsNumberBeforeItsADD(t *testing.T) {
+	a := newAPI(t)
+	expected := map[types.UID]bool{}
+	p := &Pods{
+		cache: a.cache, live: a.client, identities: a.agent(t), endpoints: func() *endpoint.Set { return &endpoint.Set{} },
+		filter: identity.DefaultFilter(), wake: newBell(), memory: podMemory{stateDir: t.TempDir(), bootID: "boot"},
+		expected: func(uid types.UID) bool { return expected[uid] },
+	}
+	nodetest.Must(t, a.client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "coming"}}))
+	nodetest.Must(t, a.client.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "coming", Name: "default"}}))
+	for _, name := range []string{"new", "old"} {
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "coming", Name: name, Labels: map[string]string{"app": name}},
+			Spec:       corev1.PodSpec{NodeName: "node", ServiceAccountName: "default", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+		}
+		nodetest.Must(t, a.client.Create(t.Context(), pod))
+		expected[pod.UID] = name == "new"
+	}
+	_, err := p.Reconcile(t.Context(), ctrl.Request{})
+	nodetest.Must(t, err)
+	_, err = p.identities.Reconcile(t.Context(), ctrl.Request{})
+	nodetest.Must(t, err)
+	for name, allocated := range map[string]bool{"new": true, "old": false} {
+		who, err := p.Identify(t.Context(), cni.Pod{Namespace: "coming", Name: name})
+		if err != nil || who.Identity.Allocated() != allocated {
+			t.Errorf("%s: %v, %v", name, who, err)
 		}
 	}
 }

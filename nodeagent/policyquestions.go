@@ -119,6 +119,9 @@ func (q *policyQuestions) foreseenOf(pod types.UID) *foreseenPod {
 	return nil
 }
 
+// expected tells whether a pod was foreseen and may have its ADD before it.
+func (p *Policies) expected(pod types.UID) bool { return p.questions.foreseenOf(pod) != nil }
+
 // awaited are the namespaces of the pods whose ADD may come soon.
 func (q *policyQuestions) awaited() map[string]bool {
 	q.mu.Lock()
