@@ -43,6 +43,14 @@ type cniTimes struct {
 	Status  []float64 `json:"status"`
 }
 
+func (t *cniTimes) append(o cniTimes) {
+	t.Add, t.AddCPU = append(t.Add, o.Add...), append(t.AddCPU, o.AddCPU...)
+	t.Version, t.Status = append(t.Version, o.Version...), append(t.Status, o.Status...)
+}
+
+// cniRest is before the plugins' turns.
+const cniRest = time.Second
+
 // cniWorker runs where the plugin runs.
 func cniWorker(in io.Reader, out io.Writer) error {
 	var j cniJob
@@ -126,20 +134,20 @@ func runCNI(p place, j cniJob) (times cniTimes, err error) {
 }
 
 // boundPods makes pods of a node that its kubelet refuses to start, since the node lacks a label that they ask for:
-// the agent knows them as it knows any, and nobody but this program calls a plugin for them.
+// the agent knows them as it knows any, and nobody but this program calls a plugin for them. They are replicas: their
+// labels are the same.
 func (o *ours) boundPods(ctx context.Context, node, prefix string, n int) ([]cniPod, error) {
 	var yaml strings.Builder
 	for i := range n {
-		yaml.WriteString(strings.Replace(podYAML(fmt.Sprintf("%s%d", prefix, i), node), "spec:\n", "spec:\n  nodeSelector: {bench: nowhere}\n", 1))
+		name := fmt.Sprintf("%s%d", prefix, i)
+		pod := strings.Replace(podYAML(name, node), "labels: {pod: "+name+"}", "labels: {pod: "+boundLabel+"}", 1)
+		yaml.WriteString(strings.Replace(pod, "spec:\n", "spec:\n  nodeSelector: {bench: nowhere}\n", 1))
 	}
 	if _, err := o.Kubectl(ctx, []byte(yaml.String()), "apply", "-f", "-"); err != nil {
 		return nil, err
 	}
-	// What the cluster does about them is no part of what is timed later: bridge has no such pods.
-	for i := range n {
-		if _, err := o.Kubectl(ctx, nil, "-n", benchNamespace, "wait", "--for=jsonpath={.status.phase}=Failed", "--timeout=60s", fmt.Sprintf("pod/%s%d", prefix, i)); err != nil {
-			return nil, err
-		}
+	if _, err := o.Kubectl(ctx, nil, "-n", benchNamespace, "wait", "--for=jsonpath={.status.phase}=Failed", "--timeout=60s", "pod", "-l", "pod="+boundLabel); err != nil {
+		return nil, err
 	}
 	out, err := o.Kubectl(ctx, nil, "-n", benchNamespace, "get", "pods", "-o", `jsonpath={range .items[*]}{.metadata.name} {.metadata.uid}{"\n"}{end}`)
 	if err != nil {
@@ -154,7 +162,29 @@ func (o *ours) boundPods(ctx context.Context, node, prefix string, n int) ([]cni
 	return pods, nil
 }
 
-// cniFigures times 100 ADDs, 8 at a time, of ours and of bridge with host-local, in alternating batches.
+const boundLabel = "bound"
+
+// unbind takes the pods of boundPods away.
+func (o *ours) unbind(ctx context.Context) error {
+	_, err := o.Kubectl(ctx, nil, "-n", benchNamespace, "delete", "pods", "-l", "pod="+boundLabel, "--wait=true")
+	return err
+}
+
+// onNode is a network namespace of its own whose processes are otherwise those of a node: in its cgroups, with its files.
+func (o *ours) onNode(ctx context.Context, node, name string) (place, func(), error) {
+	if _, err := o.OnNode(ctx, node, "ip", "netns", "add", name); err != nil {
+		return place{}, nil, err
+	}
+	away := func() { _, _ = o.OnNode(context.WithoutCancel(ctx), node, "ip", "netns", "del", name) }
+	if _, err := o.OnNode(ctx, node, "ip", "-n", name, "link", "set", "lo", "up"); err != nil {
+		away()
+		return place{}, nil, err
+	}
+	return place{enter: o.NodeCommand(node, "nsenter", "--net=/run/netns/"+name)}, away, nil
+}
+
+// cniFigures times three hundred ADDs, 8 at a time, of ours and of bridge with host-local, in batches that take turns:
+// of one hundred, p99 would be the worst but one.
 func cniFigures(ctx context.Context, log io.Writer, c *ours, g *ground) (figures []Figure, err error) {
 	node := c.Nodes[0].Name
 	conf, err := c.OnNode(ctx, node, "sh", "-c", "cat /etc/cni/net.d/05-kube-cilium.conflist")
@@ -165,42 +195,56 @@ func cniFigures(ctx context.Context, log io.Writer, c *ours, g *ground) (figures
 	if err != nil {
 		return nil, err
 	}
-	host, err := g.space("cni")
+	host, away, err := c.onNode(ctx, node, g.run+"cni")
 	if err != nil {
 		return nil, err
 	}
-	const batches, pods, atOnce = 5, 20, 8
-	bound, err := c.boundPods(ctx, node, g.run+"m", pods)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		_, e := c.Kubectl(context.WithoutCancel(ctx), nil, "-n", benchNamespace, "delete", "pods", "--field-selector=status.phase=Failed", "--wait=false")
-		err = errors.Join(err, e)
-	}()
-	mine := cniJob{Plugin: "/opt/cni/bin/cilium-cni", Conf: single, Pods: bound, AtOnce: atOnce, Status: true}
+	defer away()
+	const batches, pods, atOnce = 15, 20, 8
+	mine := cniJob{Plugin: "/opt/cni/bin/cilium-cni", Conf: single, AtOnce: atOnce, Status: true}
 	theirs := cniJob{Plugin: filepath.Join(g.cni, "bridge"), Conf: g.conf("bridge", "10.75.0.0/16"), AtOnce: atOnce}
 	for i := range pods {
 		theirs.Pods = append(theirs.Pods, cniPod{Name: fmt.Sprintf("%st%d", g.run, i)})
 	}
+	defer func() { err = errors.Join(err, c.unbind(context.WithoutCancel(ctx))) }()
 	var a, b cniTimes
 	for batch := range batches {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		fmt.Fprintf(log, "CNI ADD: batch %d/%d\n", batch+1, batches)
-		m, err := runCNI(place{enter: c.NodeCommand(node)}, mine)
-		if err != nil {
-			return nil, fmt.Errorf("our plugin: %w", err)
+		// Pods that have just come, as those are for which a runtime calls.
+		if mine.Pods, err = c.boundPods(ctx, node, fmt.Sprintf("%sm%d-", g.run, batch), pods); err != nil {
+			return nil, err
 		}
-		t, err := runCNI(host, theirs)
-		if err != nil {
-			return nil, fmt.Errorf("bridge plugin: %w", err)
+		turns := []func() error{func() error {
+			m, err := runCNI(place{enter: c.NodeCommand(node)}, mine)
+			if err != nil {
+				return fmt.Errorf("our plugin: %w", err)
+			}
+			a.append(m)
+			return nil
+		}, func() error {
+			t, err := runCNI(host, theirs)
+			if err != nil {
+				return fmt.Errorf("bridge plugin: %w", err)
+			}
+			b.append(t)
+			return nil
+		}}
+		if batch%2 == 1 {
+			slices.Reverse(turns)
 		}
-		a.Add, b.Add = append(a.Add, m.Add...), append(b.Add, t.Add...)
-		a.AddCPU, b.AddCPU = append(a.AddCPU, m.AddCPU...), append(b.AddCPU, t.AddCPU...)
-		a.Version, b.Version = append(a.Version, m.Version...), append(b.Version, t.Version...)
-		a.Status = append(a.Status, m.Status...)
+		for _, turn := range turns {
+			// What the cluster does about the pods, and the kernel about namespaces that went, is no part of what is timed.
+			time.Sleep(cniRest)
+			if err := turn(); err != nil {
+				return nil, err
+			}
+		}
+		if err := c.unbind(ctx); err != nil {
+			return nil, err
+		}
 	}
 	const ours, reference = "cilium-cni", "bridge + host-local"
 	for _, q := range []struct {
