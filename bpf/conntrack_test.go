@@ -71,7 +71,7 @@ func (m model) packet(p packet) modelKey {
 		dir = 1
 		c.answered = true
 		c.settled = c.settled || p.proto != protoTCP
-	} else if c.answered && p.flags&rst == 0 {
+	} else if c.answered && p.flags&(syn|rst) == 0 {
 		c.settled = true
 	}
 	if p.proto == protoTCP {
@@ -214,6 +214,8 @@ func TestLifetimes(t *testing.T) {
 	}{
 		{"unanswered", []packet{fromA(podB4)}, uint32(bpf.MapsConnLifetimeLIFETIME_UNANSWERED)},
 		{"half open", []packet{fromA(podB4), fromA(podB4).reply().with(func(p *packet) { p.flags = syn | ack })},
+			uint32(bpf.MapsConnLifetimeLIFETIME_UNANSWERED)},
+		{"half open, asked again", []packet{fromA(podB4), fromA(podB4).reply().with(func(p *packet) { p.flags = syn | ack }), fromA(podB4)},
 			uint32(bpf.MapsConnLifetimeLIFETIME_UNANSWERED)},
 		{"TCP", []packet{fromA(podB4), fromA(podB4).reply().with(func(p *packet) { p.flags = syn | ack }), fromA(podB4).with(func(p *packet) { p.flags = ack })},
 			uint32(bpf.MapsConnLifetimeLIFETIME_TCP)},

@@ -131,6 +131,7 @@ func TestMasquerade(t *testing.T) {
 					}
 
 					// The next packet has the same name, and both entries are settled now.
+					in.flags, sent.flags = ack, ack
 					again := w.run("from_pod", in.frame())
 					again.expect(t, bpf.MapsReasonFORWARD_TO_NETWORK, redirect, sent.frame())
 					all := w.answered()

@@ -6,7 +6,7 @@
  * that lives in its own small table until it is settled, where a flood evicts
  * only its own. An answer settles a connection, but for TCP: whoever floods
  * gets answers too, SYN ACK or RST, and only a connection in earnest is
- * acknowledged by the side that began it.
+ * acknowledged by the side that began it: not by the same SYN once more.
  *
  * The order in a program: flow_open() finds or makes the entry, policy judges
  * it, flow_seen() writes what the packet changed. So a refused packet neither
@@ -137,6 +137,13 @@ static __always_inline void advance_return(__u32 endpoint)
 	left = *(volatile __u32 *)&a->left;
 	if (left < advance_whole(endpoint))
 		a->left = left + 1;
+}
+
+/* The connection is settled or gone: its place is free. A pointer never had one. */
+static __always_inline void advance_end(const struct conn *c)
+{
+	if ((c->flags & (CONN_ADVANCED | CONN_POINTER)) == CONN_ADVANCED)
+		advance_return(c->endpoint);
 }
 
 /* Looks in a small table, unless nothing can be there. */
@@ -282,8 +289,8 @@ static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 fla
 	/* Where a connection that was never settled is over, its entry goes, and its place is free. */
 	if (p->ended) {
 		of_all = bpf_map_lookup_elem(&conntrack, &p->key);
-		if (of_all && (of_all->flags & (CONN_ADVANCED | CONN_POINTER)) == CONN_ADVANCED)
-			advance_return(of_all->endpoint);
+		if (of_all)
+			advance_end(of_all);
 	}
 	if (advance_take(home, p->now)) {
 		c.flags |= CONN_ADVANCED;
@@ -319,10 +326,9 @@ static __subprogram struct conn *conn_settle(const struct flow_key *k,
 	struct conn copy;
 
 	if (c->flags & CONN_ADVANCED) {
+		advance_end(c);
 		c->flags = (c->flags | CONN_ANSWERED | CONN_SETTLED) &
 			   ~CONN_ADVANCED;
-		if (!(c->flags & CONN_POINTER))
-			advance_return(c->endpoint);
 		return c;
 	}
 	copy = *c;
@@ -357,7 +363,8 @@ static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 			p->report = true;
 		}
 		if (p->t.proto == IPPROTO_TCP ?
-		    answered && !p->reply && !(flags & TCP_RST) : p->reply) {
+		    answered && !p->reply && !(flags & (TCP_SYN | TCP_RST)) :
+		    p->reply) {
 			c = conn_settle(&p->key, c, c->endpoint);
 			if (!c)
 				return NULL;

@@ -199,15 +199,16 @@ static __subprogram int nat_refresh(const struct tuple *t, const struct conn *c,
  * network card summed up too (CHECKSUM_COMPLETE), for it expects a header
  * checksum that outweighs the address, as IPv4 has. IPv6 has none, and there it
  * is put back: BPF_F_IPV6 does the same in one, and is refused before Linux 6.16.
+ * Returns 0 or an error.
  */
-static __always_inline int l4_diff(struct __sk_buff *skb, __u32 off, __s64 diff,
+static __always_inline long l4_diff(struct __sk_buff *skb, __u32 off, __s64 diff,
 				   __u64 flags, bool ipv6)
 {
-	if (bpf_l4_csum_replace(skb, off, 0, diff, flags | BPF_F_PSEUDO_HDR))
-		return DROP_WRITE;
-	if (ipv6)
+	long err = bpf_l4_csum_replace(skb, off, 0, diff, flags | BPF_F_PSEUDO_HDR);
+
+	if (!err && ipv6)
 		bpf_csum_update(skb, diff); /* refused where nothing was summed up */
-	return 0;
+	return err;
 }
 
 static __always_inline __u32 l4_check_offset(__u8 proto)

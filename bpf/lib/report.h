@@ -105,8 +105,6 @@ static __always_inline __u32 told_identity(__u32 identity,
 static __subprogram int report(struct __sk_buff *skb, const struct pkt *p,
 			     __u32 reason, __u32 type)
 {
-	__u32 src = told_identity(p->src_identity, &p->t.saddr);
-	__u32 dst = told_identity(p->dst_identity, &p->t.daddr);
 	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 
 	if (!e) {
@@ -129,8 +127,8 @@ static __subprogram int report(struct __sk_buff *skb, const struct pkt *p,
 	e->dport = p->t.dport;
 	e->xlate_port = p->xlate_port;
 	e->endpoint = p->endpoint;
-	e->src_identity = src;
-	e->dst_identity = dst;
+	e->src_identity = told_identity(p->src_identity, &p->t.saddr);
+	e->dst_identity = told_identity(p->dst_identity, &p->t.daddr);
 	e->ifindex = skb->ifindex;
 	e->length = p->len;
 	e->rules[0] = p->rules[0];
