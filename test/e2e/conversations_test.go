@@ -570,3 +570,25 @@ func (s *script) told(t testing.TB, what string, f *follower) {
 		return s.compare(flows, s.want)
 	})
 }
+
+// whereLost helps to find what a follower was not told of: the rings have it, or the programs could not report it, or
+// they did not want to.
+func (s *script) whereLost(t testing.TB, before map[string]counted) {
+	for node, b := range before {
+		if now, err := s.c.readCounted(t, node); err != nil {
+			t.Logf("%s: %v", node, err)
+		} else {
+			t.Logf("%s: %d events since the beginning, %d lost", node, now.seen-b.seen, now.lost-b.lost)
+		}
+	}
+	var held []*observerpb.GetFlowsResponse
+	for line := range strings.Lines(s.c.hubble(t, "flows", "-n", s.ns, "--all", "-o", "jsonpb")) {
+		r, err := readFlow(line)
+		if err != nil {
+			t.Log(err)
+			return
+		}
+		held = append(held, r)
+	}
+	t.Logf("what the rings hold, beside what should have been told: %v", s.compare(held, s.want))
+}

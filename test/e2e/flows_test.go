@@ -61,6 +61,11 @@ func TestFlows(t *testing.T) {
 	// What was told before stays there: each act looks at all flows since the first, so that none may come late or twice.
 	following := c.follow(t, "-n", ns, "--all", "-o", "jsonpb")
 	s := &script{c: c, ns: ns, port: 20000, void: map[uint32]bool{}}
+	defer func() {
+		if t.Failed() {
+			s.whereLost(t, before)
+		}
+	}()
 	act := func(what string, all ...pairs) {
 		t.Helper()
 		s.hold(t, what, all...)
