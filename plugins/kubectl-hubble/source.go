@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -35,6 +36,8 @@ var errNobody = errors.New("no node could be asked")
 const (
 	// settle is how long a live flow waits for an older one of another node.
 	settle = 300 * time.Millisecond
+	// slack is how much older than one before it a flow of a node may be: its program was held up between the two.
+	slack = time.Second
 	// reconnect is how long after the end of a node's stream it is asked again, with -f.
 	reconnect = 2 * time.Second
 	// tokenLasts is the least that a token is good for: a stream that is refused later was let in before.
@@ -105,24 +108,45 @@ func (s *source) Flows(ctx context.Context, req *observerpb.GetFlowsRequest, eac
 	return <-merged
 }
 
-// last is what a node has told last: flows of that time are known by their UUIDs.
+// last is what a node has told of late. Its flows are not quite in the order of their times: processors write theirs down
+// side by side. So what is told in one stream is new whatever its time, and a stream that goes on after another begins
+// slack before the newest flow; those told already are known by their UUIDs.
 type last struct {
-	asked bool
-	time  time.Time
-	uuids map[string]bool
+	asked          bool
+	oldest, newest time.Time
+	uuids          map[string]time.Time // of those not older than slack before the newest
+	pruned         time.Time            // the newest, when uuids were looked through
 }
 
-// news tells whether a flow is newer than what was told, and remembers it.
+// news tells whether a flow was not told yet, and remembers it.
 func (l *last) news(f *flowpb.Flow) bool {
-	at := f.GetTime().AsTime()
-	if at.Before(l.time) || l.uuids[f.GetUuid()] {
+	if _, told := l.uuids[f.GetUuid()]; told {
 		return false
 	}
-	if at.After(l.time) {
-		l.time, l.uuids = at, map[string]bool{}
+	at := f.GetTime().AsTime()
+	if l.uuids == nil {
+		l.uuids, l.oldest, l.pruned = map[string]time.Time{}, at, at
 	}
-	l.uuids[f.GetUuid()] = true
+	if at.Before(l.oldest) {
+		l.oldest = at
+	}
+	if at.After(l.newest) {
+		l.newest = at
+	}
+	l.uuids[f.GetUuid()] = at
+	if l.newest.Sub(l.pruned) > slack {
+		l.pruned = l.newest
+		maps.DeleteFunc(l.uuids, func(_ string, at time.Time) bool { return at.Before(l.newest.Add(-slack)) })
+	}
 	return true
+}
+
+// since is where a stream goes on, and never before the first flow that was told: nobody asked for older ones.
+func (l *last) since() time.Time {
+	if from := l.newest.Add(-slack); from.After(l.oldest) {
+		return from
+	}
+	return l.oldest
 }
 
 // past are flows that there are already, of all nodes together, oldest first, as many as the request wants.
@@ -169,8 +193,8 @@ func (s *source) follow(ctx context.Context, t target, req *observerpb.GetFlowsR
 	for ctx.Err() == nil {
 		live := &observerpb.GetFlowsRequest{Follow: true, Whitelist: req.Whitelist, Blacklist: req.Blacklist}
 		switch {
-		case !l.time.IsZero():
-			live.Since = timestamppb.New(l.time)
+		case l.uuids != nil:
+			live.Since = timestamppb.New(l.since())
 		case l.asked: // nothing matched then: whatever does is new
 			live.Since = timestamppb.New(time.Unix(0, 0))
 		}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -63,5 +64,95 @@ func TestFollowOutlivesTokens(t *testing.T) {
 	})
 	if err != nil || seen < 3 {
 		t.Errorf("%d flows, %v", seen, err)
+	}
+}
+
+// disorderly is a server whose flows are not in the order of their times. Each stream that follows sees two more of
+// them come, and ends.
+type disorderly struct {
+	flows []*flowpb.Flow
+	come  int
+}
+
+func (d *disorderly) GetFlows(_ context.Context, req *observerpb.GetFlowsRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[observerpb.GetFlowsResponse], error) {
+	there := d.come
+	if req.Follow {
+		d.come = min(d.come+2, len(d.flows))
+	}
+	s := &someFlows{end: io.EOF}
+	if req.Follow {
+		s.end = status.Error(codes.Unauthenticated, "over")
+	}
+	for i, f := range d.flows[:d.come] {
+		if req.Since == nil && req.Follow && i < there || req.Since != nil && f.Time.AsTime().Before(req.Since.AsTime()) {
+			continue
+		}
+		s.flows = append(s.flows, f)
+	}
+	if n := int(req.Number); n > 0 && n < len(s.flows) {
+		s.flows = s.flows[len(s.flows)-n:]
+	}
+	return s, nil
+}
+
+type someFlows struct {
+	grpc.ServerStreamingClient[observerpb.GetFlowsResponse]
+	flows []*flowpb.Flow
+	end   error
+}
+
+func (s *someFlows) Recv() (*observerpb.GetFlowsResponse, error) {
+	if len(s.flows) == 0 {
+		time.Sleep(2 * time.Millisecond)
+		return nil, s.end
+	}
+	f := s.flows[0]
+	s.flows = s.flows[1:]
+	return &observerpb.GetFlowsResponse{Time: f.Time, ResponseTypes: &observerpb.GetFlowsResponse_Flow{Flow: f}}, nil
+}
+
+// With -f, what came after a younger flow of the same node was left out.
+func TestFollowTellsEveryFlowOnce(t *testing.T) {
+	var flows []*flowpb.Flow
+	for i, ms := range []int64{0, 4, 0, 8, 4, 996, 992, 1500, 1496, 1400, 3000, 2996, 3000, 3004} {
+		flows = append(flows, &flowpb.Flow{Uuid: strconv.Itoa(i), Time: timestamppb.New(time.UnixMilli(1e12 + ms))})
+	}
+	for name, c := range map[string]struct {
+		req   *observerpb.GetFlowsRequest
+		there int // when it is asked
+		first int // that is wanted
+	}{
+		"from now on":                   {&observerpb.GetFlowsRequest{Follow: true}, 5, 5},
+		"the last ones and from now on": {&observerpb.GetFlowsRequest{Follow: true, Number: 3}, 8, 5},
+		"all":                           {&observerpb.GetFlowsRequest{Follow: true, Since: timestamppb.New(time.Unix(0, 0))}, 3, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := &disorderly{flows: flows, come: c.there}
+			s := &source{
+				targets: []target{{node: "worker-1", connect: func(context.Context) (observer, func(), error) { return server, func() {}, nil }}},
+				remark:  func(text string) { t.Errorf("remark: %s", text) },
+				lasts:   time.Millisecond,
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			told := map[string]int{}
+			if err := s.Flows(ctx, c.req, func(r *observerpb.GetFlowsResponse) error {
+				if told[r.GetFlow().Uuid]++; len(told) == len(flows)-c.first {
+					time.AfterFunc(50*time.Millisecond, cancel) // for what would come twice
+				}
+				return nil
+			}); err != nil {
+				t.Error(err)
+			}
+			for i, f := range flows {
+				want := 1
+				if i < c.first {
+					want = 0
+				}
+				if n := told[f.Uuid]; n != want {
+					t.Errorf("flow %d was told of %d times, want %d", i, n, want)
+				}
+			}
+		})
 	}
 }
