@@ -71,7 +71,7 @@ func (m model) packet(p packet) modelKey {
 		dir = 1
 		c.answered = true
 		c.settled = c.settled || p.proto != protoTCP
-	} else if c.answered && p.flags&(syn|rst) == 0 {
+	} else if c.answered && p.flags&rst == 0 && p.flags&(syn|ack) != syn {
 		c.settled = true
 	}
 	if p.proto == protoTCP {

@@ -454,7 +454,7 @@ func (a *Agent) controllers(ctx context.Context, d *datapath.Datapath) error {
 		after time.Duration
 		kinds []client.Object
 		bell  bell
-		// later rings when endpoints have come or gone; nil: the bell does.
+		// later rings when endpoints have come or gone; nil: the bell does, where they are of interest.
 		later bell
 		do    reconcile.Reconciler
 	}{

@@ -30,6 +30,8 @@ const (
 	tombstoneRest = time.Hour
 	// seenSoon is how long our own write may take to come back through the cache.
 	seenSoon = 10 * time.Second
+	// askedFor is how long a pod may be on its way to its interface after its number was asked for.
+	askedFor = 30 * time.Second
 	// maxProbes bounds the search for a free number. With 2^24 numbers the second is hardly ever needed.
 	maxProbes = 64
 
@@ -60,6 +62,7 @@ type Identities struct {
 	mu      sync.Mutex
 	wanted  map[string]identity.Labels // canonical -> set
 	held    map[string]held            // canonical -> confirmed
+	asked   map[string]time.Time       // canonical -> when a pod that is not there yet asked last
 	deleted map[identity.Number]time.Time
 }
 
@@ -68,7 +71,8 @@ type Identities struct {
 func NewIdentities(cache, live client.Reader, w *Writer, changed func()) *Identities {
 	return &Identities{
 		cache: cache, live: live, writer: w, clock: time.Now, changed: changed,
-		wanted: map[string]identity.Labels{}, held: map[string]held{}, deleted: map[identity.Number]time.Time{},
+		wanted: map[string]identity.Labels{}, held: map[string]held{}, asked: map[string]time.Time{},
+		deleted: map[identity.Number]time.Time{},
 	}
 }
 
@@ -88,6 +92,15 @@ func (i *Identities) Lookup(l identity.Labels) identity.Number {
 	return identity.Pending
 }
 
+// Ask is Lookup for a pod that gets its interface now: nobody counts it among those that are there yet, and what it was
+// told must hold when they do.
+func (i *Identities) Ask(l identity.Labels) identity.Number {
+	i.mu.Lock()
+	i.asked[l.Canonical()] = i.clock()
+	i.mu.Unlock()
+	return i.Lookup(l)
+}
+
 // Restore takes up a number that an earlier agent of this boot had confirmed.
 func (i *Identities) Restore(l identity.Labels, n identity.Number) {
 	if !n.Allocated() || l == nil {
@@ -99,15 +112,26 @@ func (i *Identities) Restore(l identity.Labels, n identity.Number) {
 	i.held[l.Canonical()] = held{labels: l, number: n, since: i.clock()}
 }
 
-// Want makes the given sets the only ones that are wanted; numbers of others are let go.
-func (i *Identities) Want(sets []identity.Labels) {
+// Want makes the given sets, and those that were asked for just now, the only ones that are wanted; numbers of others
+// are let go. It is to be called again after the time that it returns; 0: need not.
+func (i *Identities) Want(sets []identity.Labels) (again time.Duration) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	before := i.wanted
 	i.wanted = make(map[string]identity.Labels, len(sets))
 	for _, l := range sets {
 		i.wanted[l.Canonical()] = l
 	}
+	now := i.clock()
+	maps.DeleteFunc(i.asked, func(_ string, at time.Time) bool { return now.Sub(at) >= askedFor })
+	for c := range i.asked {
+		l, ok := before[c]
+		if _, wanted := i.wanted[c]; ok && !wanted {
+			i.wanted[c], again = l, askedFor
+		}
+	}
 	maps.DeleteFunc(i.held, func(c string, _ held) bool { _, ok := i.wanted[c]; return !ok })
+	return again
 }
 
 // Deleted notes that a number was deleted; it rests before another set may have it.

@@ -218,6 +218,21 @@ func TestIdentities(t *testing.T) {
 		a.seen(t, n, false)
 	})
 
+	t.Run("a pod that gets its interface keeps the number that it was told", func(t *testing.T) {
+		agent := a.agent(t)
+		n := resolve(t, agent, set("on-its-way"))
+		if got := agent.Ask(set("on-its-way")); got != n {
+			t.Fatalf("told %d, want %d", got, n)
+		}
+		if again := agent.Want(nil); again != askedFor || agent.Lookup(set("on-its-way")) != n {
+			t.Errorf("it is let go before anybody can count the pod; again after %v", again)
+		}
+		agent.clock = func() time.Time { return time.Now().Add(askedFor) }
+		if again := agent.Want(nil); again != 0 || agent.Lookup(set("on-its-way")) != identity.Pending {
+			t.Errorf("a pod that never came keeps it; again after %v", again)
+		}
+	})
+
 	t.Run("a deleted number rests", func(t *testing.T) {
 		agent := a.agent(t)
 		first := a.key.Candidate(set("resting"), 0)

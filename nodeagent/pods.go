@@ -66,7 +66,7 @@ func (p *Pods) Identify(ctx context.Context, ref cni.Pod) (endpoint.Who, error) 
 	if err != nil || who.Labels == nil {
 		return pending, err
 	}
-	if who.Identity = p.identities.Lookup(who.Labels); who.Identity == identity.Pending {
+	if who.Identity = p.identities.Ask(who.Labels); who.Identity == identity.Pending {
 		p.wake.ring()
 	}
 	return who, nil
@@ -168,16 +168,17 @@ func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 	}
 	for a, who := range changed {
 		errs = append(errs, set.SetIdentity(ctx, a, who))
-	}
-	if len(changed) > 0 {
 		p.relabelled()
 	}
-	p.identities.Want(wanted)
+	again := p.identities.Want(wanted)
+	if len(coming) > 0 {
+		again = askedFor // those that never come are let go
+	}
 	errs = append(errs, p.memory.keep(known))
 	if missing {
 		p.wake.ring()
 	}
-	return ctrl.Result{}, errors.Join(errs...)
+	return ctrl.Result{RequeueAfter: again}, errors.Join(errs...)
 }
 
 // coming is who the pods are whose ADD may be on its way: a number that is confirmed by then spares the pod to be
@@ -190,7 +191,11 @@ func (p *Pods) coming(ctx context.Context) ([]endpoint.Who, error) {
 	var out []endpoint.Who
 	for i := range pods.Items {
 		pod := &pods.Items[i]
-		if pod.Spec.HostNetwork || pod.DeletionTimestamp != nil || !p.expected(pod.UID) {
+		if pod.Spec.HostNetwork || pod.DeletionTimestamp != nil || pod.Status.Phase != corev1.PodPending || !p.expected(pod.UID) {
+			continue
+		}
+		var ns corev1.Namespace // nobody is waited for here: its event comes
+		if p.cache.Get(ctx, types.NamespacedName{Name: pod.Namespace}, &ns) != nil {
 			continue
 		}
 		if who, err := p.who(ctx, pod); err == nil && who.Labels != nil { // what is wrong with it is said in its ADD

@@ -363,7 +363,8 @@ static __always_inline struct conn *flow_seen(struct pkt *p, struct conn *c)
 			p->report = true;
 		}
 		if (p->t.proto == IPPROTO_TCP ?
-		    answered && !p->reply && !(flags & (TCP_SYN | TCP_RST)) :
+		    answered && !p->reply && !(flags & TCP_RST) &&
+			    (flags & (TCP_SYN | TCP_ACK)) != TCP_SYN :
 		    p->reply) {
 			c = conn_settle(&p->key, c, c->endpoint);
 			if (!c)

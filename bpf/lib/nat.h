@@ -201,8 +201,8 @@ static __subprogram int nat_refresh(const struct tuple *t, const struct conn *c,
  * is put back: BPF_F_IPV6 does the same in one, and is refused before Linux 6.16.
  * Returns 0 or an error.
  */
-static __always_inline long l4_diff(struct __sk_buff *skb, __u32 off, __s64 diff,
-				   __u64 flags, bool ipv6)
+static __always_inline long l4_diff(struct __sk_buff *skb, __u32 off,
+				    __s64 diff, __u64 flags, bool ipv6)
 {
 	long err = bpf_l4_csum_replace(skb, off, 0, diff, flags | BPF_F_PSEUDO_HDR);
 

@@ -167,7 +167,7 @@ enum conn_flags {
 	CONN_MASQUERADED = 1 << 3,	/* addr and port are the source that the other side sees */
 	CONN_STACK = 1 << 4,		/* crossed the host's stack: replies do too */
 	CONN_TUNNEL = 1 << 5,		/* came through the tunnel: replies do too */
-	CONN_SETTLED = 1 << 7,		/* in earnest: TCP whose beginner spoke again after the answer, others answered */
+	CONN_SETTLED = 1 << 7,		/* in earnest: TCP whose beginner acknowledged the answer, others answered */
 	CONN_ADVANCED = 1 << 8,		/* not settled, and in the table of all: one of its pod's advance */
 	CONN_CLOSING = 1 << 6,		/* FIN both ways, or RST */
 };

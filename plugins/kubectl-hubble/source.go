@@ -120,7 +120,7 @@ type last struct {
 
 // news tells whether a flow was not told yet, and remembers it.
 func (l *last) news(f *flowpb.Flow) bool {
-	if _, told := l.uuids[f.GetUuid()]; told {
+	if _, told := l.uuids[f.GetUuid()]; told && f.GetUuid() != "" {
 		return false
 	}
 	at := f.GetTime().AsTime()
@@ -195,7 +195,9 @@ func (s *source) follow(ctx context.Context, t target, req *observerpb.GetFlowsR
 		switch {
 		case l.uuids != nil:
 			live.Since = timestamppb.New(l.since())
-		case l.asked: // nothing matched then: whatever does is new
+		case l.asked && req.Since != nil: // nothing matched then: whatever does is new
+			live.Since = req.Since
+		case l.asked:
 			live.Since = timestamppb.New(time.Unix(0, 0))
 		}
 		err := s.stream(ctx, t, live, func(r *observerpb.GetFlowsResponse) {

@@ -122,9 +122,10 @@ func TestFollowTellsEveryFlowOnce(t *testing.T) {
 		there int // when it is asked
 		first int // that is wanted
 	}{
-		"from now on":                   {&observerpb.GetFlowsRequest{Follow: true}, 5, 5},
-		"the last ones and from now on": {&observerpb.GetFlowsRequest{Follow: true, Number: 3}, 8, 5},
-		"all":                           {&observerpb.GetFlowsRequest{Follow: true, Since: timestamppb.New(time.Unix(0, 0))}, 3, 0},
+		"since a time after which nothing was": {&observerpb.GetFlowsRequest{Follow: true, Since: timestamppb.New(time.UnixMilli(1e12 + 2000))}, 10, 10},
+		"from now on":                          {&observerpb.GetFlowsRequest{Follow: true}, 5, 5},
+		"the last ones and from now on":        {&observerpb.GetFlowsRequest{Follow: true, Number: 3}, 8, 5},
+		"all":                                  {&observerpb.GetFlowsRequest{Follow: true, Since: timestamppb.New(time.Unix(0, 0))}, 3, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := &disorderly{flows: flows, come: c.there}

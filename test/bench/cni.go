@@ -133,20 +133,18 @@ func runCNI(p place, j cniJob) (times cniTimes, err error) {
 	return times, json.Unmarshal([]byte(out), &times)
 }
 
-// boundPods makes pods of a node that its kubelet refuses to start, since the node lacks a label that they ask for:
-// the agent knows them as it knows any, and nobody but this program calls a plugin for them. They are replicas: their
-// labels are the same.
+// boundPods makes pods of a node that its kubelet does not start, for want of a Secret that they mount: the agent knows
+// them as it knows any, and nobody but this program calls a plugin for them. They are replicas of one workload: their
+// labels are the same, and have a number.
 func (o *ours) boundPods(ctx context.Context, node, prefix string, n int) ([]cniPod, error) {
 	var yaml strings.Builder
 	for i := range n {
 		name := fmt.Sprintf("%s%d", prefix, i)
 		pod := strings.Replace(podYAML(name, node), "labels: {pod: "+name+"}", "labels: {pod: "+boundLabel+"}", 1)
-		yaml.WriteString(strings.Replace(pod, "spec:\n", "spec:\n  nodeSelector: {bench: nowhere}\n", 1))
+		pod = strings.Replace(pod, "spec:\n", "spec:\n  volumes: [{name: never, secret: {secretName: nowhere}}]\n", 1)
+		yaml.WriteString(strings.Replace(pod, "  - name: pause\n", "  - name: pause\n    volumeMounts: [{name: never, mountPath: /never}]\n", 1))
 	}
 	if _, err := o.Kubectl(ctx, []byte(yaml.String()), "apply", "-f", "-"); err != nil {
-		return nil, err
-	}
-	if _, err := o.Kubectl(ctx, nil, "-n", benchNamespace, "wait", "--for=jsonpath={.status.phase}=Failed", "--timeout=60s", "pod", "-l", "pod="+boundLabel); err != nil {
 		return nil, err
 	}
 	out, err := o.Kubectl(ctx, nil, "-n", benchNamespace, "get", "pods", "-o", `jsonpath={range .items[*]}{.metadata.name} {.metadata.uid}{"\n"}{end}`)
