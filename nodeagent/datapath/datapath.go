@@ -130,6 +130,9 @@ type Datapath struct {
 
 	policy policyWriter
 
+	// about is what was asked of programs the last time.
+	about map[programKey]programAbout
+
 	// What we were told; nil: nothing yet, so what is adopted stays.
 	pods  map[uint16]Pod
 	hosts map[netip.Addr]bool

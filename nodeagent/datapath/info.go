@@ -181,6 +181,7 @@ func (d *Datapath) Programs() []ProgramInfo {
 	defer d.mu.Unlock()
 	var out []ProgramInfo
 	hooks := d.maps.open[bpf.MapsMapHooks]
+	about := map[programKey]programAbout{}
 	for _, p := range bpf.DevicePrograms() {
 		var id uint32
 		if err := hooks.Lookup(uint32(p.Hook), &id); err != nil {
@@ -188,22 +189,45 @@ func (d *Datapath) Programs() []ProgramInfo {
 		}
 		info := ProgramInfo{Name: p.Name, ID: id}
 		info.Attach, info.Devices = d.attach.report(p.Hook)
-		if about, err := programInfo(ebpf.ProgramID(id)); err == nil {
-			info.Tag = about.Tag
-		}
+		info.Tag = d.aboutProgram(about, programKey{id: id}, func() (*ebpf.ProgramInfo, error) { return programInfo(ebpf.ProgramID(id)) }).tag
 		out = append(out, info)
 	}
 	for name := range d.attach.sockets {
 		prog := d.progs.socket[name]
-		info := ProgramInfo{Name: name, Attach: "cgroup", Devices: 1}
-		if i, err := prog.Info(); err == nil {
-			id, _ := i.ID()
-			info.ID, info.Tag = uint32(id), i.Tag
-		}
-		out = append(out, info)
+		it := d.aboutProgram(about, programKey{handle: prog}, prog.Info)
+		out = append(out, ProgramInfo{Name: name, ID: it.id, Tag: it.tag, Attach: "cgroup", Devices: 1})
 	}
+	d.about = about
 	slices.SortFunc(out, func(a, b ProgramInfo) int { return strings.Compare(a.Name, b.Name) })
 	return out
+}
+
+// programAbout is what never changes of a program. To ask for it the kernel is made to copy the instructions: all
+// programs are some 30 ms of a busy node, in which no pod could be added.
+type programAbout struct {
+	id  uint32
+	tag string
+}
+
+// programKey is the number of a program that lies in a slot, or the handle of one that is ours.
+type programKey struct {
+	id     uint32
+	handle *ebpf.Program
+}
+
+// aboutProgram asks the kernel once for each program, and keeps in now what is still asked for.
+func (d *Datapath) aboutProgram(now map[programKey]programAbout, key programKey, ask func() (*ebpf.ProgramInfo, error)) programAbout {
+	it, ok := d.about[key]
+	if !ok {
+		info, err := ask()
+		if err != nil {
+			return it
+		}
+		id, _ := info.ID()
+		it = programAbout{uint32(id), info.Tag}
+	}
+	now[key] = it
+	return it
 }
 
 func programInfo(id ebpf.ProgramID) (*ebpf.ProgramInfo, error) {
