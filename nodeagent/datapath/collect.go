@@ -167,19 +167,22 @@ func (d *Datapath) collect(ctx context.Context) (int, error) {
 	if err == nil {
 		names, err = d.maps.open[bpf.MapsMapServiceNames].Clone()
 	}
+	var unanswered *ebpf.Map
+	if err == nil {
+		unanswered, err = d.maps.open[bpf.MapsMapUnanswered].Clone()
+	}
 	ids := d.unansweredIDs()
 	d.mu.Unlock()
 	if err != nil {
 		return 0, fmt.Errorf("collect connections: %w", err)
 	}
-	// One at a time: emptying a slot waits until every program that runs has ended, and a new pod must not wait for all.
+	defer unanswered.Close()
 	var pruned error
 	for _, id := range ids {
-		d.mu.Lock()
-		if d.podsKnown && d.nobodys(id) {
-			pruned = errors.Join(pruned, d.dropUnanswered(id))
+		if d.leave(id) {
+			pruned = errors.Join(pruned, dropUnanswered(unanswered, id))
+			d.leaving.end(id)
 		}
-		d.mu.Unlock()
 	}
 	defer answered.Close()
 	defer fragments.Close()

@@ -145,6 +145,8 @@ type Datapath struct {
 	spare spare
 	// churn is when a pod last came or went.
 	churn churn
+	// leaving are tables of unanswered flows that are being taken away; it is asked with or without mu.
+	leaving leaving
 	// health is what the last Configure or repair said.
 	health error
 

@@ -58,6 +58,13 @@ func (c *churn) tell() {
 	}
 }
 
+// still tells whether no pod is on its way.
+func (c *churn) still() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.underWay == 0
+}
+
 // untilCalm is how long to wait at least.
 func (c *churn) untilCalm() time.Duration {
 	c.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -466,6 +467,7 @@ const hostTableFactor = 16
 // ensureUnanswered makes the endpoint's table of unanswered flows be there, of the configured size. A table of
 // another size is replaced by one that is filled from it.
 func (d *Datapath) ensureUnanswered(id uint16) error {
+	d.leaving.wait(id)
 	outer := d.maps.open[bpf.MapsMapUnanswered]
 	spec := d.unansweredSpec(id)
 	old, err := innerMap(outer, id)
@@ -527,8 +529,8 @@ func innerMap(outer *ebpf.Map, id uint16) (*ebpf.Map, error) {
 	return m, nil
 }
 
-func (d *Datapath) dropUnanswered(id uint16) error {
-	err := d.maps.open[bpf.MapsMapUnanswered].Delete(uint32(id))
+func dropUnanswered(outer *ebpf.Map, id uint16) error {
+	err := outer.Delete(uint32(id))
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("drop table of unanswered flows of endpoint %d: %w", id, err)
 	}
@@ -540,10 +542,58 @@ func (d *Datapath) pruneUnanswered() error {
 	var errs []error
 	for _, id := range d.unansweredIDs() {
 		if d.nobodys(id) {
-			errs = append(errs, d.dropUnanswered(id))
+			errs = append(errs, dropUnanswered(d.maps.open[bpf.MapsMapUnanswered], id))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// leaving are the ids whose tables the collector takes away. To empty a slot the kernel waits until every program that
+// runs has ended, some 30 ms where the processors have much to do; a new pod is to wait for its own at most.
+type leaving struct {
+	mu  sync.Mutex
+	ids map[uint16]chan struct{} // closed when the table is gone
+}
+
+func (l *leaving) begin(id uint16) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ids == nil {
+		l.ids = map[uint16]chan struct{}{}
+	}
+	l.ids[id] = make(chan struct{})
+}
+
+func (l *leaving) end(id uint16) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.ids[id])
+	delete(l.ids, id)
+}
+
+func (l *leaving) wait(id uint16) {
+	l.mu.Lock()
+	gone := l.ids[id]
+	l.mu.Unlock()
+	if gone != nil {
+		<-gone
+	}
+}
+
+// leave begins to take away the table of an id that is nobody's, and tells whether it may. Not while a pod is on its way:
+// it may have its table and no entry yet. One that comes after this waits for leaving.
+func (d *Datapath) leave(id uint16) bool {
+	d.mu.Lock() // held until it is decided: who waits for leaving may hold it
+	defer d.mu.Unlock()
+	if !d.podsKnown || d.closed || !d.nobodys(id) {
+		return false
+	}
+	d.leaving.begin(id)
+	if !d.churn.still() {
+		d.leaving.end(id)
+		return false
+	}
+	return true
 }
 
 func (d *Datapath) nobodys(id uint16) bool {

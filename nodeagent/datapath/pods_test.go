@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -192,6 +193,48 @@ func TestRenumberedPod(t *testing.T) {
 	must(t, d.AddPod(p)) // nothing is new: all of it is made sure of
 	if !up() {
 		t.Error("the interface is down")
+	}
+}
+
+// The collector takes the tables of pods that are gone away, which takes it a grace period each: a new pod waits for the
+// one of its own id, and for none of the others.
+func TestNewPodWaitsForItsOwnTableAlone(t *testing.T) {
+	f := newFixture(t)
+	d := f.start(f.config())
+	gone, stays := f.addPod(d, 34), f.addPod(d, 35)
+	must(t, d.SetPods([]Pod{stays}))
+	d.spare.mu.Lock()
+	d.spare.used = false // else both ids were held ready for the next pods
+	d.spare.mu.Unlock()
+	if d.leave(stays.ID) {
+		t.Fatal("the table of a pod that is there may go")
+	}
+	done := d.stir()
+	if d.leave(gone.ID) {
+		t.Fatal("a table may go while a pod is on its way")
+	}
+	done()
+	if !d.leave(gone.ID) {
+		t.Fatal("the table of a pod that is gone may not go")
+	}
+	f.addPod(d, 36)
+	again := make(chan error, 1)
+	go func() { again <- d.AddPod(gone) }()
+	for d.churn.still() {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case err := <-again:
+		t.Fatalf("it did not wait for its table: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	must(t, dropUnanswered(d.maps.open[bpf.MapsMapUnanswered], gone.ID))
+	d.leaving.end(gone.ID)
+	must(t, <-again)
+	if table, err := d.unansweredTable(gone.ID); err != nil || table == nil {
+		t.Errorf("a pod without a table: %v", err)
+	} else {
+		must(t, table.Close())
 	}
 }
 
