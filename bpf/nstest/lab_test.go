@@ -21,6 +21,9 @@ import (
 	"github.com/kube-cilium/kube-cilium/bpf"
 )
 
+// The process's first thread never ends: a goroutine that took it into another namespace would keep that for good.
+func init() { runtime.LockOSThread() }
+
 // needRoot skips where namespaces cannot be made; under KUBE_CILIUM_TEST_ROOT it fails instead.
 func needRoot(t testing.TB) {
 	t.Helper()

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 
 	"github.com/go-logr/logr"
@@ -26,6 +27,9 @@ import (
 	"github.com/kube-cilium/kube-cilium/nodeagent"
 	"github.com/kube-cilium/kube-cilium/nodeagent/inspect"
 )
+
+// The process's first thread never ends, and /proc/PID/ns is its own: no goroutine is to take it into another namespace.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -27,6 +27,9 @@ import (
 	"github.com/kube-cilium/kube-cilium/bpf"
 )
 
+// The process's first thread never ends: a goroutine that took it into another namespace would keep that for good.
+func init() { runtime.LockOSThread() }
+
 const inside = "KUBE_CILIUM_TEST_INSIDE"
 
 // TestMain runs the tests a second time, as root, in a network and a mount namespace of their own: nothing that they

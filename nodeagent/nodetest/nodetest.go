@@ -28,6 +28,9 @@ import (
 
 const inside = "KUBE_CILIUM_TEST_INSIDE"
 
+// The process's first thread never ends: a goroutine that took it into a pod's namespace would keep that for good.
+func init() { runtime.LockOSThread() }
+
 // Main runs a package's tests in namespaces of their own where that is permitted. Call it from TestMain.
 func Main(m *testing.M) {
 	if os.Getenv(inside) != "" {
