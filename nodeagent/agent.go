@@ -579,8 +579,18 @@ func (a *Agent) ringEndpoints() {
 	for _, b := range bells {
 		b.ring()
 	}
-	if set := a.set(); set != nil {
-		a.names.forgetOwn(set.List())
+	set := a.set()
+	if set == nil {
+		return
+	}
+	all := set.List()
+	a.names.forgetOwn(all)
+	for _, e := range all {
+		// Its number may have been confirmed during its ADD, when nobody counted it among those that wait for one.
+		if who := e.Who(); who.Labels != nil && who.Identity == identity.Pending {
+			a.podsBell.ring()
+			return
+		}
 	}
 }
 

@@ -304,8 +304,13 @@ func TestPolicies(t *testing.T) {
 	// cilium #47880 and CVE-2023-27595: an agent that starts again lets nothing through, loses nothing, and takes its
 	// pods for who they were.
 	throughout := newStream(spaces["client"], 2000, addresses...)
-	before, err := w.record("quiet")
-	nodetest.Must(t, err)
+	var before *endpoint.Endpoint
+	w.eventually("a number of the silenced pod", patience, func() (err error) {
+		if before, err = w.record("quiet"); err == nil && !before.Who().Identity.Allocated() {
+			err = fmt.Errorf("it is %d", before.Who().Identity)
+		}
+		return err
+	})
 	for range 2 {
 		w.stop()
 		w.start()
