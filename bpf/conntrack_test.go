@@ -556,6 +556,13 @@ func TestResetsOfOneName(t *testing.T) {
 			t.Errorf("%s: %d of %d left, %d apart", name, a.Left, size, apart)
 		}
 	}
+	w.reset()
+	out(syn)
+	back(syn | ack)
+	out(syn)
+	if n := len(w.answered()); n != 0 {
+		t.Error("a SYN that was sent again acknowledged its answer")
+	}
 }
 
 // TestAdvance: what is settled gives its place back, and what is not waits for the next minute.

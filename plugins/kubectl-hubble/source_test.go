@@ -42,14 +42,19 @@ func (s *oneFlow) Recv() (*observerpb.GetFlowsResponse, error) {
 	return &observerpb.GetFlowsResponse{Time: at, ResponseTypes: &observerpb.GetFlowsResponse_Flow{Flow: &flowpb.Flow{Time: at, Uuid: strconv.FormatInt(s.number, 10)}}}, nil
 }
 
-// With -f a token ends before the reader does: the next one goes on where the last one ended, and nobody is told.
-func TestFollowOutlivesTokens(t *testing.T) {
-	server := &forgetful{}
-	s := &source{
+// quietSource asks one server, whose tokens end at once, and of which nobody is to be told anything.
+func quietSource(t *testing.T, server observer) *source {
+	return &source{
 		targets: []target{{node: "worker-1", connect: func(context.Context) (observer, func(), error) { return server, func() {}, nil }}},
 		remark:  func(text string) { t.Errorf("remark: %s", text) },
 		lasts:   time.Millisecond,
 	}
+}
+
+// With -f a token ends before the reader does: the next one goes on where the last one ended, and nobody is told.
+func TestFollowOutlivesTokens(t *testing.T) {
+	server := &forgetful{}
+	s := quietSource(t, server)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	seen := int64(0)
@@ -129,11 +134,7 @@ func TestFollowTellsEveryFlowOnce(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := &disorderly{flows: flows, come: c.there}
-			s := &source{
-				targets: []target{{node: "worker-1", connect: func(context.Context) (observer, func(), error) { return server, func() {}, nil }}},
-				remark:  func(text string) { t.Errorf("remark: %s", text) },
-				lasts:   time.Millisecond,
-			}
+			s := quietSource(t, server)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			told := map[string]int{}
