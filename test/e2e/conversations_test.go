@@ -272,6 +272,18 @@ func readFlow(line string) (*observerpb.GetFlowsResponse, error) {
 	return r, nil
 }
 
+// readFlows reads all lines, until one is none.
+func readFlows(out string) (all []*observerpb.GetFlowsResponse, err error) {
+	for line := range strings.Lines(out) {
+		r, err := readFlow(line)
+		if err != nil {
+			return all, err
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}
+
 // follower is a kubectl hubble flows -f: what it has printed so far.
 type follower struct {
 	mu    sync.Mutex
@@ -581,14 +593,6 @@ func (s *script) whereLost(t testing.TB, before map[string]counted) {
 			t.Logf("%s: %d events since the beginning, %d lost", node, now.seen-b.seen, now.lost-b.lost)
 		}
 	}
-	var held []*observerpb.GetFlowsResponse
-	for line := range strings.Lines(s.c.hubble(t, "flows", "-n", s.ns, "--all", "-o", "jsonpb")) {
-		r, err := readFlow(line)
-		if err != nil {
-			t.Log(err)
-			return
-		}
-		held = append(held, r)
-	}
-	t.Logf("what the rings hold, beside what should have been told: %v", s.compare(held, s.want))
+	held, err := readFlows(s.c.hubble(t, "flows", "-n", s.ns, "--all", "-o", "jsonpb"))
+	t.Logf("what the rings hold, beside what should have been told: %v", errors.Join(err, s.compare(held, s.want)))
 }

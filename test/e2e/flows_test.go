@@ -138,13 +138,10 @@ func flowFormats(t *testing.T, s *script) {
 	ask := func(args ...string) string {
 		return s.c.hubble(t, slices.Concat([]string{"flows", "-n", s.ns, "--all"}, args, onlyPods)...)
 	}
-	read := func(out string) (all []*observerpb.GetFlowsResponse) {
-		for line := range strings.Lines(out) {
-			r, err := readFlow(line)
-			if err != nil {
-				t.Fatal(err)
-			}
-			all = append(all, r)
+	read := func(out string) []*observerpb.GetFlowsResponse {
+		all, err := readFlows(out)
+		if err != nil {
+			t.Fatal(err)
 		}
 		return all
 	}
