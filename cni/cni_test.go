@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 )
@@ -186,6 +188,31 @@ func TestQueue(t *testing.T) {
 	}
 }
 
+// A plugin that was killed while it queued left its file for good; one that is at it must not lose it.
+func TestQueueTakesAwayWhatPluginsLeft(t *testing.T) {
+	state := t.TempDir()
+	q := NewQueue(state)
+	if err := q.Put(Attachment{ContainerID: "one", IfName: "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	young, old := filepath.Join(q.dir, ".one.json.1"), filepath.Join(q.dir, ".one.json.2")
+	for _, path := range []string{young, old} {
+		if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := time.Now().Add(-2 * writtenBy)
+	if err := os.Chtimes(old, before, before); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := q.List(); err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(q.dir, ".*")); len(left) != 1 || left[0] != young {
+		t.Errorf("%v", left)
+	}
+}
+
 func TestWriteFileIsWholeAndHasItsMode(t *testing.T) {
 	old := syscall.Umask(0o077)
 	defer syscall.Umask(old)
@@ -207,6 +234,53 @@ func TestWriteFileIsWholeAndHasItsMode(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// What a killed agent had not finished to write stayed for ever, since each has a name of its own.
+func TestUnfinishedFilesAreTakenAway(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "last.json")
+	for name, stays := range map[string]bool{
+		"last.json": true, ".last.json.": true, ".last.json.12a": true, ".last.jsonx.12": true, "last.json.12": true, ".other.json.12": true, "other.new": true,
+		".last.json.12": false, ".last.json.3456789012": false, "last.json.new": false,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		RemoveUnfinished(path)
+		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != stays {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	RemoveUnfinished(filepath.Join(dir, "nowhere", "f"))
+}
+
+func TestTornFileIsToldOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	var got map[string]int
+	if err := WriteFileOfThisBoot(path, []byte(`{"a":1}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ReadFileOfThisBoot(path, &got); err != nil || got["a"] != 1 {
+		t.Fatal(got, err)
+	}
+	for _, torn := range []string{"", "{", `{"a":`, "\x00\x00\x00\x00", `{"a":1}` + "\x00"} {
+		if err := os.WriteFile(path, []byte(torn), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := ReadFileOfThisBoot(path, &got); !errors.Is(err, ErrTorn) {
+			t.Errorf("%q: %v", torn, err)
+		}
+		if err := ReadFileOfThisBoot(path, &got); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%q, the second time: %v", torn, err)
+		}
+	}
+	if err := os.WriteFile(path, []byte(`{"a":"one"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ReadFileOfThisBoot(path, &got); err == nil || errors.Is(err, ErrTorn) {
+		t.Errorf("another form: %v", err)
 	}
 }
 

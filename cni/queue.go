@@ -12,10 +12,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
-// maxQueued bounds one file of the queue, in bytes.
-const maxQueued = 4096
+const (
+	// maxQueued bounds one file of the queue, in bytes.
+	maxQueued = 4096
+	// writtenBy is when no plugin is still at a file that it began to write, however slow the disk.
+	writtenBy = 10 * time.Minute
+)
 
 // Queue is the folder of the DELs that nobody answered: one file each, so that plugins that run at once do not meet.
 // The plugin puts, the agent takes. Putting the same attachment twice leaves one file.
@@ -54,6 +59,13 @@ func (q Queue) Remove(a Attachment) error {
 	return nil
 }
 
+// removeOld takes away what a plugin wrote that did not live to rename it.
+func (q Queue) removeOld(e fs.DirEntry) {
+	if info, err := e.Info(); err == nil && e.Type().IsRegular() && time.Since(info.ModTime()) > writtenBy {
+		_ = os.Remove(filepath.Join(q.dir, e.Name()))
+	}
+}
+
 // List returns what is queued. Files that are not ours or are damaged are taken away: they name nobody.
 func (q Queue) List() ([]Attachment, error) {
 	entries, err := os.ReadDir(q.dir)
@@ -67,7 +79,8 @@ func (q Queue) List() ([]Attachment, error) {
 	for _, e := range entries {
 		path := filepath.Join(q.dir, e.Name())
 		if !strings.HasSuffix(e.Name(), ".json") || !e.Type().IsRegular() {
-			continue // a plugin's temporary file
+			q.removeOld(e) // a plugin's temporary file
+			continue
 		}
 		var a Attachment
 		info, err := e.Info()
@@ -85,32 +98,4 @@ func (q Queue) List() ([]Attachment, error) {
 		out = append(out, a)
 	}
 	return out, nil
-}
-
-// WriteFile writes a whole file or nothing: a temporary file beside it, synced, then renamed over it. The mode holds
-// whatever the umask.
-func WriteFile(path string, data []byte, mode fs.FileMode) error {
-	return writeFile(path, data, mode, (*os.File).Sync)
-}
-
-// WriteFileOfThisBoot is WriteFile for what counts in this boot alone: it outlives every process, and not the machine,
-// and so does not wait for the disk.
-func WriteFileOfThisBoot(path string, data []byte, mode fs.FileMode) error {
-	return writeFile(path, data, mode, func(*os.File) error { return nil })
-}
-
-func writeFile(path string, data []byte, mode fs.FileMode, sync func(*os.File) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(mode), sync(f), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
 }

@@ -24,7 +24,9 @@ func BootID() (string, error) {
 // MarkReady notes that the datapath was ready in this boot: from now on pods on this node have their network also
 // while the agent is away.
 func MarkReady(stateDir, bootID string) error {
-	if err := WriteFile(filepath.Join(stateDir, ReadyName), []byte(bootID+"\n"), 0o600); err != nil {
+	path := filepath.Join(stateDir, ReadyName)
+	RemoveUnfinished(path)
+	if err := WriteFile(path, []byte(bootID+"\n"), 0o600); err != nil {
 		return fmt.Errorf("mark ready: %w", err)
 	}
 	return nil

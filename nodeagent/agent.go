@@ -207,7 +207,7 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 	a.writer = NewWriter(a.manager.GetClient())
 	a.ids = NewIdentities(a.manager.GetCache(), a.manager.GetAPIReader(), a.writer, a.podsBell.ring)
 	a.policies = NewPolicies(a.manager.GetCache(), a.manager.GetAPIReader(), a.set,
-		policyMemory{stateDir: o.StateDir, bootID: bootID}, a.ringPolicies, o.Log.WithName("policy"))
+		policyMemory{stateDir: o.StateDir, bootID: bootID, log: o.Log.WithName("policy")}, a.ringPolicies, o.Log.WithName("policy"))
 	a.drops = newRecentDrops(a.policies.Rule, a.ringDrops)
 	a.policies.dismissed = a.drops.forget
 	a.names.Rules(a.policies.Rule)
@@ -216,7 +216,7 @@ func New(o Options, config *rest.Config, servers *apiserver.Servers) (*Agent, er
 	a.others = &reach.Prober{Targets: a.otherNodes, Port: o.NodeHealthPort, Observe: a.metrics.observeProbe}
 	a.pods = &Pods{
 		cache: a.manager.GetCache(), live: a.manager.GetAPIReader(), identities: a.ids, endpoints: a.set,
-		filter: identity.DefaultFilter(), wake: a.identityBell, memory: podMemory{stateDir: o.StateDir, bootID: bootID},
+		filter: identity.DefaultFilter(), wake: a.identityBell, memory: podMemory{stateDir: o.StateDir, bootID: bootID, log: o.Log.WithName("pods")},
 		learn: a.policies.Learn, relabelled: a.policies.wake.ring, expected: a.policies.expected,
 	}
 	return a, nil
@@ -287,6 +287,7 @@ func (a *Agent) start(ctx context.Context, run func(string, func(context.Context
 	if err != nil {
 		return err
 	}
+	cni.RemoveUnfinished(filepath.Join(a.StateDir, lastObjectsFile)) // the others are their readers'
 	a.policies.writeTo(d)
 	set, err := endpoint.New(endpoint.Options{
 		StateDir: a.StateDir, BootID: a.bootID, ProcSysNet: a.ProcSysNet, Datapath: d, Addresses: a.addresses, Policy: a.policies,

@@ -193,6 +193,7 @@ func (i *Install) ensure() error {
 	if err := os.MkdirAll(i.ConfDir, 0o755); err != nil {
 		return fmt.Errorf("write the CNI configuration: %w", err)
 	}
+	cni.RemoveUnfinished(path)
 	if err := cni.WriteFile(path, want, 0o600); err != nil {
 		return fmt.Errorf("write the CNI configuration: %w", err)
 	}

@@ -190,12 +190,8 @@ func (n *Network) reconcile(ctx context.Context) error {
 // FromDisk brings the datapath up from the last objects of this boot: addresses may be given and programs are in
 // force. What the maps say of other nodes stays as it is.
 func (n *Network) FromDisk(ctx context.Context) error {
-	data, err := os.ReadFile(filepath.Join(n.stateDir, lastObjectsFile))
-	if err != nil {
-		return fmt.Errorf("last objects: %w", err)
-	}
 	var last lastObjects
-	if err := json.Unmarshal(data, &last); err != nil {
+	if err := cni.ReadFileOfThisBoot(filepath.Join(n.stateDir, lastObjectsFile), &last); err != nil {
 		return fmt.Errorf("last objects: %w", err)
 	}
 	if last.BootID != n.bootID {

@@ -4,12 +4,16 @@ package nodeagent
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"reflect"
 	"sync"
 
+	"github.com/go-logr/logr"
+
+	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
 )
 
@@ -19,6 +23,7 @@ const lastPodsFile = "last-pods.json"
 // away, under an agent that has started meanwhile, is then still who it was.
 type podMemory struct {
 	stateDir, bootID string
+	log              logr.Logger
 
 	mu    sync.Mutex
 	known map[string]endpoint.Who
@@ -30,11 +35,21 @@ type lastPods struct {
 	Pods   map[string]endpoint.Who `json:"pods"`
 }
 
-// load reads what was kept in this boot; a file that is missing or damaged is an empty memory.
+// takeUp reads what the agent before this one has kept in a file, and takes away what it has left unfinished. False where
+// there is nothing to be had.
+func takeUp(path string, into any, log logr.Logger) bool {
+	cni.RemoveUnfinished(path)
+	err := cni.ReadFileOfThisBoot(path, into)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.Info("what the last agent kept is left out", "file", path, "reason", err.Error())
+	}
+	return err == nil
+}
+
+// load reads, once, what was kept in this boot; a file that is missing or damaged is an empty memory.
 func (m *podMemory) load() map[string]endpoint.Who {
 	var last lastPods
-	data, err := os.ReadFile(filepath.Join(m.stateDir, lastPodsFile))
-	if err != nil || json.Unmarshal(data, &last) != nil || last.BootID != m.bootID {
+	if !takeUp(filepath.Join(m.stateDir, lastPodsFile), &last, m.log) || last.BootID != m.bootID {
 		return nil
 	}
 	m.mu.Lock()
@@ -63,11 +78,7 @@ func (m *podMemory) keep(known map[string]endpoint.Who) error {
 	if err != nil {
 		return fmt.Errorf("last pods: %w", err)
 	}
-	path := filepath.Join(m.stateDir, lastPodsFile)
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil { // no sync: a power cut ends the boot, and with it the memory
-		return fmt.Errorf("last pods: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := cni.WriteFileOfThisBoot(filepath.Join(m.stateDir, lastPodsFile), data, 0o600); err != nil {
 		return fmt.Errorf("last pods: %w", err)
 	}
 	m.known = known

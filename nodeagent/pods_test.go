@@ -10,8 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
+	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -131,8 +134,39 @@ func TestPodMemoryIsOfItsBoot(t *testing.T) {
 	if got := (&podMemory{stateDir: dir, bootID: "two"}).load(); got != nil {
 		t.Errorf("another boot: %v", got)
 	}
-	nodetest.Must(t, os.WriteFile(filepath.Join(dir, lastPodsFile), []byte("{"), 0o600))
-	if got := (&podMemory{stateDir: dir, bootID: "one"}).load(); got != nil {
-		t.Errorf("damaged: %v", got)
+}
+
+// After a power loss a file of the agent may be cut off. That is said once, and is no error; nor do files stay that an agent
+// had not finished when it was killed.
+func TestMemoriesAfterAPowerLoss(t *testing.T) {
+	for name, load := range map[string]func(dir string, log logr.Logger) bool{
+		lastPodsFile: func(dir string, log logr.Logger) bool {
+			return (&podMemory{stateDir: dir, bootID: "one", log: log}).load() != nil
+		},
+		lastPoliciesFile: func(dir string, log logr.Logger) bool {
+			_, ok := (&policyMemory{stateDir: dir, bootID: "one", log: log}).load()
+			return ok
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			nodetest.Must(t, os.WriteFile(filepath.Join(dir, name), []byte(`{"bootID":"one","po`), 0o600))
+			for _, left := range []string{"." + name + ".4711", name + ".new"} {
+				nodetest.Must(t, os.WriteFile(filepath.Join(dir, left), []byte("{"), 0o600))
+			}
+			var said []string
+			log := funcr.New(func(_, text string) { said = append(said, text) }, funcr.Options{})
+			for range 3 {
+				if load(dir, log) {
+					t.Error("it was taken up")
+				}
+			}
+			if len(said) != 1 || strings.Contains(said[0], `"error"=`) || !strings.Contains(said[0], name) {
+				t.Errorf("said: %q", said)
+			}
+			if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
+				t.Errorf("left: %v %v", files, err)
+			}
+		})
 	}
 }

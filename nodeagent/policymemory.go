@@ -7,10 +7,10 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 
+	"github.com/go-logr/logr"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -26,6 +26,7 @@ const lastPoliciesFile = "last-policies.json"
 // were promised.
 type policyMemory struct {
 	stateDir, bootID string
+	log              logr.Logger
 	// written is the hash of what the file holds, as far as this process wrote it.
 	written [sha256.Size]byte
 }
@@ -54,10 +55,9 @@ type lastIdentity struct {
 	Ports  []policy.NamedPort `json:"ports,omitempty"`
 }
 
-// load reads what was kept in this boot; a file that is missing or damaged is none.
+// load reads, once, what was kept in this boot; a file that is missing or damaged is none.
 func (m *policyMemory) load() (last lastPolicies, ok bool) {
-	data, err := os.ReadFile(filepath.Join(m.stateDir, lastPoliciesFile))
-	if err != nil || json.Unmarshal(data, &last) != nil || last.BootID != m.bootID {
+	if !takeUp(filepath.Join(m.stateDir, lastPoliciesFile), &last, m.log) || last.BootID != m.bootID {
 		return lastPolicies{}, false
 	}
 	return last, true
@@ -79,11 +79,7 @@ func (m *policyMemory) keep(last lastPolicies) error {
 	if sum == m.written {
 		return nil
 	}
-	path := filepath.Join(m.stateDir, lastPoliciesFile)
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil { // no sync: a power cut ends the boot, and with it the memory
-		return fmt.Errorf("last policies: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := cni.WriteFileOfThisBoot(filepath.Join(m.stateDir, lastPoliciesFile), data, 0o600); err != nil {
 		return fmt.Errorf("last policies: %w", err)
 	}
 	m.written = sum

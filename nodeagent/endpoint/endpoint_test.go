@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/go-logr/logr/funcr"
 	"github.com/go-logr/logr/testr"
 	"github.com/vishvananda/netlink"
 
@@ -435,6 +436,33 @@ func TestDamagedRecordsAreDropped(t *testing.T) {
 		"7.json": "", "8.json": "{", "9.json": string(good), "10.json": `{"id":10,"interface":"eth0","bootID":"` + a.BootID + `"}`, "x.tmp": "x",
 	} {
 		nodetest.Must(t, os.WriteFile(filepath.Join(dir, "endpoints", name), []byte(content), 0o600))
+	}
+	for _, name := range []string{restingFile, restingFile + ".new", "." + restingFile + ".4711"} {
+		nodetest.Must(t, os.WriteFile(filepath.Join(dir, name), []byte("{"), 0o600))
+	}
+	errs, remarks := 0, 0
+	log := funcr.New(func(_, text string) {
+		if strings.Contains(text, `"error"=`) {
+			errs++
+		} else {
+			remarks++
+		}
+	}, funcr.Options{})
+	for _, want := range []int{2, 0} { // what makes no sense is an error, what the machine's stop has cut off is none
+		a.node.Restart()
+		errs, remarks = 0, 0
+		o := a.options
+		o.Log, o.Datapath, o.Policy, o.Addresses = log, a.node.Datapath, open{a.node.Datapath}, ipam.NewAllocator(time.Now)
+		o.Addresses.SetPrefixes(a.addresses.Prefixes())
+		s, err := New(o)
+		nodetest.Must(t, err)
+		nodetest.Must(t, s.Restore())
+		if errs != want || (remarks == 3) != (want > 0) {
+			t.Errorf("%d errors and %d remarks", errs, remarks)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "*"+restingFile+"*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
 	}
 	next := a.restart()
 	if list := next.List(); len(list) != 1 || list[0].ID != e.ID {

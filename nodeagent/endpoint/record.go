@@ -162,7 +162,8 @@ func (r records) remove(id uint16) error {
 }
 
 // read returns the records of this boot. Those of an earlier boot and those that cannot be read are removed, the
-// latter with a complaint: without a record there is nothing that could be adopted.
+// latter with a complaint, cni.ErrTorn or that this package cannot have written them: without a record there is nothing
+// that could be adopted.
 func (r records) read(bootID string) (list []*Endpoint, complaints []error, err error) {
 	entries, err := os.ReadDir(r.dir)
 	if err != nil {
@@ -176,10 +177,7 @@ func (r records) read(bootID string) (list []*Endpoint, complaints []error, err 
 			continue
 		}
 		e := &Endpoint{}
-		data, err := os.ReadFile(path)
-		if err == nil {
-			err = json.Unmarshal(data, e)
-		}
+		err := cni.ReadFileOfThisBoot(path, e)
 		if err == nil && e.BootID != bootID {
 			_ = os.Remove(path)
 			continue

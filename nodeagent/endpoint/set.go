@@ -154,6 +154,10 @@ func (s *Set) Restore() error {
 		return err
 	}
 	for _, c := range complaints {
+		if errors.Is(c, cni.ErrTorn) {
+			s.Log.Info("a record of an earlier boot is removed", "reason", c.Error())
+			continue
+		}
 		s.Log.Error(c, "a record is dropped")
 	}
 	var adopted []*Endpoint
@@ -562,14 +566,9 @@ const restingFile = "addresses-resting.json"
 func (s *Set) writeResting() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	resting := s.Addresses.Resting()
-	path := filepath.Join(s.StateDir, restingFile)
-	data, err := json.Marshal(resting)
+	data, err := json.Marshal(s.Addresses.Resting())
 	if err == nil {
-		err = os.WriteFile(path+".new", data, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(path+".new", path)
+		err = cni.WriteFileOfThisBoot(filepath.Join(s.StateDir, restingFile), data, 0o600)
 	}
 	if err != nil {
 		s.Log.Error(err, "resting addresses are not kept")
@@ -578,14 +577,16 @@ func (s *Set) writeResting() {
 
 func (s *Set) readResting() {
 	var resting map[netip.Addr]time.Time
-	data, err := os.ReadFile(filepath.Join(s.StateDir, restingFile))
-	if err == nil {
-		err = json.Unmarshal(data, &resting)
-	}
-	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			s.Log.Error(err, "resting addresses are not known")
-		}
+	path := filepath.Join(s.StateDir, restingFile)
+	cni.RemoveUnfinished(path)
+	switch err := cni.ReadFileOfThisBoot(path, &resting); {
+	case errors.Is(err, fs.ErrNotExist):
+		return
+	case errors.Is(err, cni.ErrTorn): // and what rested before the machine stopped rests no more
+		s.Log.Info("resting addresses of an earlier boot are forgotten", "reason", err.Error())
+		return
+	case err != nil:
+		s.Log.Error(err, "resting addresses are not known")
 		return
 	}
 	for ip, freed := range resting {
