@@ -61,6 +61,7 @@ type Identities struct {
 
 	mu      sync.Mutex
 	wanted  map[string]identity.Labels // canonical -> set
+	coming  map[string]identity.Labels // canonical -> set of pods whose ADD may be on its way
 	held    map[string]held            // canonical -> confirmed
 	asked   map[string]time.Time       // canonical -> when a pod that is not there yet asked last
 	deleted map[identity.Number]time.Time
@@ -112,9 +113,10 @@ func (i *Identities) Restore(l identity.Labels, n identity.Number) {
 	i.held[l.Canonical()] = held{labels: l, number: n, since: i.clock()}
 }
 
-// Want makes the given sets, and those that were asked for just now, the only ones that are wanted; numbers of others
-// are let go. It is to be called again after the time that it returns; 0: need not.
-func (i *Identities) Want(sets []identity.Labels) (again time.Duration) {
+// Want makes the given sets, and those that were asked for just now, the only ones that are wanted, and after them those
+// of pods that are coming; numbers of others are let go. It is to be called again after the time that it returns; 0: need
+// not. Missing tells that one has no number yet.
+func (i *Identities) Want(sets, coming []identity.Labels) (again time.Duration, missing bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	before := i.wanted
@@ -130,8 +132,23 @@ func (i *Identities) Want(sets []identity.Labels) (again time.Duration) {
 			i.wanted[c], again = l, askedFor
 		}
 	}
-	maps.DeleteFunc(i.held, func(c string, _ held) bool { _, ok := i.wanted[c]; return !ok })
-	return again
+	i.coming = make(map[string]identity.Labels, len(coming))
+	for _, l := range coming {
+		i.coming[l.Canonical()], again = l, askedFor // those that never come are let go
+	}
+	needed := func(c string) bool {
+		_, wanted := i.wanted[c]
+		_, coming := i.coming[c]
+		return wanted || coming
+	}
+	maps.DeleteFunc(i.held, func(c string, _ held) bool { return !needed(c) })
+	for _, all := range []map[string]identity.Labels{i.wanted, i.coming} {
+		for c := range all {
+			_, has := i.held[c]
+			missing = missing || !has
+		}
+	}
+	return again, missing
 }
 
 // Deleted notes that a number was deleted; it rests before another set may have it.
@@ -150,22 +167,46 @@ func (i *Identities) rests(n identity.Number) bool {
 	return ok && i.clock().Sub(at) < tombstoneRest
 }
 
-// Reconcile brings every wanted set to a confirmed number.
+// Reconcile brings every wanted set to a confirmed number, and then, as far as there is room, those of pods that are
+// coming. Whoever is wanted meanwhile goes before these.
 func (i *Identities) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	done := map[string]bool{}
+	errs := i.ensureWanted(ctx, done)
 	i.mu.Lock()
-	wanted := maps.Clone(i.wanted)
+	coming := maps.Clone(i.coming)
 	i.mu.Unlock()
-	var errs []error
-	for _, c := range slices.Sorted(maps.Keys(wanted)) {
-		if err := i.ensure(ctx, c, wanted[c]); err != nil {
-			errs = append(errs, err)
+	var again time.Duration
+	for _, c := range slices.Sorted(maps.Keys(coming)) {
+		err := i.ensure(ctx, Early, c, coming[c])
+		if full := (*noRoom)(nil); errors.As(err, &full) {
+			again, err = full.wait, nil
 		}
+		errs = append(errs, err)
+		errs = append(errs, i.ensureWanted(ctx, done)...)
 	}
-	return ctrl.Result{}, errors.Join(errs...)
+	return ctrl.Result{RequeueAfter: again}, errors.Join(errs...)
+}
+
+// ensureWanted goes through the wanted sets that are not done, also those that come while others wait for room, and not
+// those that are let go meanwhile.
+func (i *Identities) ensureWanted(ctx context.Context, done map[string]bool) (errs []error) {
+	for {
+		i.mu.Lock()
+		open := slices.DeleteFunc(slices.Collect(maps.Keys(i.wanted)), func(c string) bool { return done[c] })
+		if len(open) == 0 {
+			i.mu.Unlock()
+			return errs
+		}
+		c := slices.Min(open)
+		l := i.wanted[c]
+		i.mu.Unlock()
+		done[c] = true
+		errs = append(errs, i.ensure(ctx, Shared, c, l))
+	}
 }
 
 // ensure makes one set's number confirmed, or checks that it still is.
-func (i *Identities) ensure(ctx context.Context, canonical string, l identity.Labels) error {
+func (i *Identities) ensure(ctx context.Context, p Priority, canonical string, l identity.Labels) error {
 	i.mu.Lock()
 	h, ok := i.held[canonical]
 	i.mu.Unlock()
@@ -179,12 +220,12 @@ func (i *Identities) ensure(ctx context.Context, canonical string, l identity.La
 		case err == nil && l.Equal(got.Spec.Labels) && got.Annotations[v1alpha1.AnnotationTombstone] == "":
 			return nil
 		case err == nil && l.Equal(got.Spec.Labels):
-			return i.adopt(ctx, canonical, l, &got)
+			return i.adopt(ctx, p, canonical, l, &got)
 		case client.IgnoreNotFound(err) != nil:
 			return fmt.Errorf("identity %d: %w", h.number, err)
 		}
 		// Somebody deleted a number that is on the wire: it comes back, with the same labels.
-		switch confirmed, err := i.create(ctx, canonical, l, h.number); {
+		switch confirmed, err := i.create(ctx, p, canonical, l, h.number); {
 		case err != nil:
 			return err
 		case confirmed:
@@ -192,11 +233,11 @@ func (i *Identities) ensure(ctx context.Context, canonical string, l identity.La
 		}
 		i.release(canonical) // and another set was quicker: ours gets a new number
 	}
-	return i.find(ctx, canonical, l)
+	return i.find(ctx, p, canonical, l)
 }
 
 // find takes up a number that exists for the set, or makes one.
-func (i *Identities) find(ctx context.Context, canonical string, l identity.Labels) error {
+func (i *Identities) find(ctx context.Context, p Priority, canonical string, l identity.Labels) error {
 	var same v1alpha1.CiliumIdentityList
 	if err := i.cache.List(ctx, &same, client.MatchingFields{indexLabels: hashLabels(l)}); err != nil {
 		return fmt.Errorf("identities: %w", err)
@@ -211,7 +252,7 @@ func (i *Identities) find(ctx context.Context, canonical string, l identity.Labe
 			if i.inUse(ctx, o) {
 				return i.confirm(canonical, l, o.Name)
 			}
-			return i.adopt(ctx, canonical, l, o)
+			return i.adopt(ctx, p, canonical, l, o)
 		}
 	}
 	key, err := i.key(ctx)
@@ -227,7 +268,7 @@ func (i *Identities) find(ctx context.Context, canonical string, l identity.Labe
 		if err := i.cache.Get(ctx, client.ObjectKey{Name: n.String()}, &taken); err == nil {
 			continue // with other labels: those with ours were found above
 		}
-		if confirmed, err := i.create(ctx, canonical, l, n); confirmed || err != nil {
+		if confirmed, err := i.create(ctx, p, canonical, l, n); confirmed || err != nil {
 			return err
 		}
 	}
@@ -246,7 +287,7 @@ func (i *Identities) inUse(ctx context.Context, o *v1alpha1.CiliumIdentity) bool
 }
 
 // create asks for a number. It tells false, without an error, when another set has it.
-func (i *Identities) create(ctx context.Context, canonical string, l identity.Labels, n identity.Number) (confirmed bool, err error) {
+func (i *Identities) create(ctx context.Context, p Priority, canonical string, l identity.Labels, n identity.Number) (confirmed bool, err error) {
 	o := &v1alpha1.CiliumIdentity{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:        n.String(),
@@ -254,7 +295,7 @@ func (i *Identities) create(ctx context.Context, canonical string, l identity.La
 		},
 		Spec: v1alpha1.CiliumIdentitySpec{Labels: l},
 	}
-	err = i.writer.Create(ctx, Shared, o)
+	err = i.writer.Create(ctx, p, o)
 	if apierrors.IsAlreadyExists(err) {
 		var got v1alpha1.CiliumIdentity
 		if err := i.live.Get(ctx, client.ObjectKey{Name: n.String()}, &got); err != nil {
@@ -263,7 +304,7 @@ func (i *Identities) create(ctx context.Context, canonical string, l identity.La
 		if !l.Equal(got.Spec.Labels) {
 			return false, nil
 		}
-		return true, i.adopt(ctx, canonical, l, &got)
+		return true, i.adopt(ctx, p, canonical, l, &got)
 	}
 	if err != nil {
 		return false, fmt.Errorf("create identity %d: %w", n, err)
@@ -273,7 +314,7 @@ func (i *Identities) create(ctx context.Context, canonical string, l identity.La
 
 // adopt writes to an existing identity at the version that was read: a deletion that was decided on an older version
 // then fails, and one that came first makes this fail.
-func (i *Identities) adopt(ctx context.Context, canonical string, l identity.Labels, o *v1alpha1.CiliumIdentity) error {
+func (i *Identities) adopt(ctx context.Context, p Priority, canonical string, l identity.Labels, o *v1alpha1.CiliumIdentity) error {
 	now := o.DeepCopy()
 	if now.Annotations == nil {
 		now.Annotations = map[string]string{}
@@ -281,7 +322,7 @@ func (i *Identities) adopt(ctx context.Context, canonical string, l identity.Lab
 	now.Annotations[v1alpha1.AnnotationAdopted] = i.clock().UTC().Format(time.RFC3339Nano)
 	delete(now.Annotations, v1alpha1.AnnotationTombstone)
 	patch := client.MergeFromWithOptions(o, client.MergeFromWithOptimisticLock{})
-	if err := i.writer.Patch(ctx, Shared, now, patch); err != nil {
+	if err := i.writer.Patch(ctx, p, now, patch); err != nil {
 		return fmt.Errorf("adopt identity %s: %w", o.Name, err)
 	}
 	return i.confirm(canonical, l, o.Name)

@@ -210,7 +210,7 @@ func TestIdentities(t *testing.T) {
 			t.Error("its number has changed")
 		}
 		// Once no pod needs it, it is left alone.
-		agent.Want(nil)
+		agent.Want(nil, nil)
 		a.seen(t, n, true)
 		nodetest.Must(t, a.client.Delete(t.Context(), a.get(t, n)))
 		_, err = agent.Reconcile(t.Context(), ctrl.Request{})
@@ -224,12 +224,53 @@ func TestIdentities(t *testing.T) {
 		if got := agent.Ask(set("on-its-way")); got != n {
 			t.Fatalf("told %d, want %d", got, n)
 		}
-		if again := agent.Want(nil); again != askedFor || agent.Lookup(set("on-its-way")) != n {
+		if again, _ := agent.Want(nil, nil); again != askedFor || agent.Lookup(set("on-its-way")) != n {
 			t.Errorf("it is let go before anybody can count the pod; again after %v", again)
 		}
 		agent.clock = func() time.Time { return time.Now().Add(askedFor) }
-		if again := agent.Want(nil); again != 0 || agent.Lookup(set("on-its-way")) != identity.Pending {
+		if again, _ := agent.Want(nil, nil); again != 0 || agent.Lookup(set("on-its-way")) != identity.Pending {
 			t.Errorf("a pod that never came keeps it; again after %v", again)
+		}
+	})
+
+	// Whoever may bind pods to a node had its agent use up all that it may write, and the pods that waited for their numbers
+	// waited for a minute.
+	t.Run("pods that come leave room for those that are there", func(t *testing.T) {
+		agent := a.agent(t)
+		var early []identity.Labels
+		for n := range 2 * sharedShare {
+			early = append(early, set(fmt.Sprintf("early-%03d", n)))
+		}
+		agent.Want([]identity.Labels{set("waits")}, early)
+		result, err := agent.Reconcile(t.Context(), ctrl.Request{})
+		nodetest.Must(t, err)
+		if agent.Lookup(set("waits")) == identity.Pending || result.RequeueAfter <= 0 {
+			t.Errorf("number %d; again after %v", agent.Lookup(set("waits")), result.RequeueAfter)
+		}
+		numbers := 0
+		for _, l := range early {
+			if agent.held[l.Canonical()].number.Allocated() {
+				numbers++
+			}
+		}
+		if numbers != earlyShare {
+			t.Errorf("%d of %d pods have their numbers early, want %d", numbers, len(early), earlyShare)
+		}
+		if _, missing := agent.Want(nil, early); !missing {
+			t.Error("none is missing")
+		}
+		// Its ADD comes.
+		last := early[len(early)-1]
+		agent.Ask(last)
+		_, err = agent.Reconcile(t.Context(), ctrl.Request{})
+		nodetest.Must(t, err)
+		if agent.Ask(last) == identity.Pending {
+			t.Error("a pod that waits has no number")
+		}
+		// And those that never come are let go.
+		agent.clock = func() time.Time { return time.Now().Add(askedFor) }
+		if again, missing := agent.Want(nil, nil); again != 0 || missing || len(agent.held) != 0 {
+			t.Errorf("again after %v, %v, %d are kept", again, missing, len(agent.held))
 		}
 	})
 

@@ -130,7 +130,6 @@ func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 	}
 	var wanted []identity.Labels
 	var errs []error
-	missing := false
 	known := map[string]endpoint.Who{}
 	changed := map[cni.Attachment]endpoint.Who{}
 	for _, e := range set.List() {
@@ -150,17 +149,12 @@ func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 		}
 		wanted = append(wanted, who.Labels)
 		who.Identity = p.identities.Lookup(who.Labels)
-		missing = missing || who.Identity == identity.Pending
 		known[e.Pod.UID] = who
 		if !who.Equal(e.Who()) {
 			changed[e.Attachment] = who
 		}
 	}
 	coming, err := p.coming(ctx)
-	for _, who := range coming {
-		wanted = append(wanted, who.Labels)
-		missing = missing || p.identities.Lookup(who.Labels) == identity.Pending
-	}
 	errs = append(errs, err)
 	if len(changed) > 0 {
 		// Tables that name a number come before the number: else its first packets meet a table that does not know it.
@@ -170,10 +164,7 @@ func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 		errs = append(errs, set.SetIdentity(ctx, a, who))
 		p.relabelled()
 	}
-	again := p.identities.Want(wanted)
-	if len(coming) > 0 {
-		again = askedFor // those that never come are let go
-	}
+	again, missing := p.identities.Want(wanted, coming)
 	errs = append(errs, p.memory.keep(known))
 	if missing {
 		p.wake.ring()
@@ -183,12 +174,12 @@ func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 
 // coming is who the pods are whose ADD may be on its way: a number that is confirmed by then spares the pod to be
 // pending, and the tables to be written twice.
-func (p *Pods) coming(ctx context.Context) ([]endpoint.Who, error) {
+func (p *Pods) coming(ctx context.Context) ([]identity.Labels, error) {
 	var pods corev1.PodList
 	if err := p.cache.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("pods of this node: %w", err)
 	}
-	var out []endpoint.Who
+	var out []identity.Labels
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		if pod.Spec.HostNetwork || pod.DeletionTimestamp != nil || pod.Status.Phase != corev1.PodPending || !p.expected(pod.UID) {
@@ -199,7 +190,7 @@ func (p *Pods) coming(ctx context.Context) ([]endpoint.Who, error) {
 			continue
 		}
 		if who, err := p.who(ctx, pod); err == nil && who.Labels != nil { // what is wrong with it is said in its ADD
-			out = append(out, who)
+			out = append(out, who.Labels)
 		}
 	}
 	return out, nil

@@ -27,6 +27,9 @@ const (
 	Ordinary
 	// Shared is what packets wait for: identities, slices, addresses. Until others know them, policy lets nobody in by them.
 	Shared
+	// Early is what packets may wait for soon: numbers for pods whose ADD has not come. Nobody waits for it, and it waits
+	// for no room: where there is none it fails.
+	Early
 	// Urgent is what the node's life hangs on: its lease.
 	Urgent
 )
@@ -44,11 +47,19 @@ const (
 	// idleShare of sharedShare is Background's, busyShare while pods come or go.
 	idleShare = 12
 	busyShare = 6
-	// calm is how long after a Shared write pods are taken to go on coming or going.
+	// earlyShare of sharedShare is Early's, and nothing of the last as many is: whoever can bind pods to the node makes it ask
+	// for as many numbers as they like, and pods whose ADD waits must find room.
+	earlyShare = sharedShare / 3
+	// calm is how long after a write for pods pods are taken to go on coming or going.
 	calm = 10 * time.Second
 	// ordinaryPace is how far apart Ordinary writes have to be for half of their share to last for a window.
 	ordinaryPace = budgetWindow / (ordinaryShare / 2)
 )
+
+// noRoom is what an Early write gets when there is no room for it now.
+type noRoom struct{ wait time.Duration }
+
+func (n *noRoom) Error() string { return fmt.Sprintf("no room to write early for %v", n.wait) }
 
 // budget lets at most budgetWrites through in any window, and of each priority its share. It remembers each of them.
 type budget struct {
@@ -84,14 +95,16 @@ func (b *budget) now() time.Time {
 
 // full is how long there is no room for one more write of p.
 func (b *budget) full(p Priority, now time.Time) time.Duration {
-	wait := b.above(budgetWrites, now, Background, Ordinary, Shared, Urgent)
+	wait := b.above(budgetWrites, now, Background, Ordinary, Shared, Early, Urgent)
 	switch p {
 	case Ordinary:
 		wait = max(wait, b.above(ordinaryShare, now, Ordinary))
 	case Shared:
-		wait = max(wait, b.above(sharedShare, now, Background, Shared))
+		wait = max(wait, b.above(sharedShare, now, Background, Shared, Early))
+	case Early:
+		wait = max(wait, b.above(sharedShare-earlyShare, now, Background, Shared, Early), b.above(earlyShare, now, Early))
 	case Background:
-		wait = max(wait, b.above(sharedShare, now, Background, Shared), b.above(idleShare, now, Background), min(b.busy(now), b.above(busyShare, now, Background)))
+		wait = max(wait, b.above(sharedShare, now, Background, Shared, Early), b.above(idleShare, now, Background), min(b.busy(now), b.above(busyShare, now, Background)))
 	}
 	return wait
 }
@@ -111,7 +124,7 @@ func (b *budget) of(these ...Priority) []write {
 
 // busy is for how long pods are still taken to come or go.
 func (b *budget) busy(now time.Time) time.Duration {
-	made := b.of(Shared)
+	made := b.of(Shared, Early)
 	if len(made) == 0 {
 		return 0
 	}
@@ -147,12 +160,15 @@ func NewWriter(c client.Client) *Writer {
 	return &Writer{client: c, budget: &budget{clock: time.Now}}
 }
 
-// Wait returns when one write may be made; it is then taken.
+// Wait returns when one write may be made; it is then taken. For Early it does not wait: it returns noRoom.
 func (w *Writer) Wait(ctx context.Context, p Priority) error {
 	for {
 		wait, ok := w.budget.take(p)
 		if ok {
 			return nil
+		}
+		if p == Early {
+			return &noRoom{wait}
 		}
 		select {
 		case <-ctx.Done():

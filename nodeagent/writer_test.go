@@ -18,7 +18,7 @@ func TestBudget(t *testing.T) {
 		next := now
 		for range rapid.IntRange(1, 600).Draw(t, "steps") {
 			now = now.Add(time.Duration(rapid.Int64Range(0, int64(2*time.Second)).Draw(t, "pass")))
-			p := rapid.SampledFrom([]Priority{Background, Ordinary, Ordinary, Shared}).Draw(t, "priority")
+			p := rapid.SampledFrom([]Priority{Background, Ordinary, Ordinary, Shared, Early}).Draw(t, "priority")
 			if !now.Before(next) {
 				p, next = Urgent, now.Add(leaseRenew)
 			}
@@ -71,6 +71,13 @@ func TestReportsLeaveRoomForIdentities(t *testing.T) {
 		{"the lease", 0, Urgent, 6, 6},
 		{"one pod", budgetWindow, Shared, 1, 1},
 		{"counters when no more come", calm, Background, 60, 12},
+		{"pods that are bound and do not come", budgetWindow, Early, 60, 12},
+		{"pods that do", 0, Shared, 60, 26},
+		{"the lease", 0, Urgent, 6, 6},
+		{"pods", budgetWindow, Shared, 20, 20},
+		{"some that are bound", 0, Early, 60, 6},
+		{"counters", 0, Background, 60, 6},
+		{"pods whose ADD is there", 0, Shared, 60, 6},
 	} {
 		now = now.Add(step.then)
 		got := 0
