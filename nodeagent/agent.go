@@ -535,7 +535,10 @@ func (a *Agent) handlerFor(name string, after time.Duration, kind client.Object)
 // networkReady is called after the network's tables are written; whole tells that every cache had synced. Then, once,
 // leftovers may go.
 func (a *Agent) networkReady(whole bool) {
-	a.readyOnce.Do(func() { close(a.ready) })
+	a.readyOnce.Do(func() {
+		close(a.ready)
+		a.podsBell.ring() // numbers that pods have got meanwhile can be written now
+	})
 	if !whole {
 		return
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/kube-cilium/kube-cilium/cni"
 	"github.com/kube-cilium/kube-cilium/internal/identity"
 	"github.com/kube-cilium/kube-cilium/internal/policy"
+	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
 	"github.com/kube-cilium/kube-cilium/nodeagent/endpoint"
 )
 
@@ -161,7 +162,11 @@ func (p *Pods) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 		errs = append(errs, p.learn(slices.Collect(maps.Values(changed))))
 	}
 	for a, who := range changed {
-		errs = append(errs, set.SetIdentity(ctx, a, who))
+		err := set.SetIdentity(ctx, a, who)
+		if errors.Is(err, datapath.ErrNotConfigured) {
+			continue // the bell rings when it is
+		}
+		errs = append(errs, err)
 		p.relabelled()
 	}
 	again, missing := p.identities.Want(wanted, coming)

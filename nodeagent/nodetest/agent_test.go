@@ -14,12 +14,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/go-logr/logr/testr"
+	"github.com/go-logr/logr/funcr"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -32,6 +33,7 @@ import (
 
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/bpf"
+	"github.com/kube-cilium/kube-cilium/internal/identity"
 	"github.com/kube-cilium/kube-cilium/internal/testenv"
 	"github.com/kube-cilium/kube-cilium/nodeagent"
 	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
@@ -113,6 +115,9 @@ type world struct {
 	options nodeagent.Options
 	node    *nodetest.Node
 	stop    func()
+
+	mu     sync.Mutex
+	errors []string // that the agent has logged
 }
 
 func newWorld(t *testing.T) *world {
@@ -164,7 +169,14 @@ func (w *world) create(o client.Object) {
 // start is a new agent's process, as far as that goes within one.
 func (w *world) start() {
 	w.t.Helper()
-	w.options.Log = testr.New(w.t)
+	w.options.Log = funcr.New(func(name, text string) {
+		w.t.Log(name, text)
+		if strings.Contains(text, `"error"=`) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.errors = append(w.errors, text)
+		}
+	}, funcr.Options{})
 	agent, err := nodeagent.New(w.options, w.config, nil)
 	nodetest.Must(w.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -242,6 +254,18 @@ func (w *world) record(name string) (*endpoint.Endpoint, error) {
 		}
 	}
 	return nil, fmt.Errorf("no record of %s", name)
+}
+
+// pend makes a pod, while there is no agent, one whose number nobody has confirmed.
+func (w *world) pend(name string) {
+	w.t.Helper()
+	e, err := w.record(name)
+	nodetest.Must(w.t, err)
+	e.Identity = identity.Pending
+	data, err := json.Marshal(e)
+	nodetest.Must(w.t, err)
+	nodetest.Must(w.t, os.WriteFile(filepath.Join(w.options.StateDir, "endpoints", fmt.Sprintf("%d.json", e.ID)), data, 0o600))
+	nodetest.Must(w.t, os.Remove(filepath.Join(w.options.StateDir, "last-pods.json")))
 }
 
 // TestAgent lives through a node's day: installed beside another CNI, without prefixes, with them, pods, an outage, a
@@ -495,9 +519,19 @@ func TestRestartTookBackDatapathReady(t *testing.T) {
 	w.eventually("ready", 20*time.Second, func() error { return w.probe("readyz") })
 	var first metav1.Condition
 	w.eventually("ready for people", 20*time.Second, func() (err error) { first, err = path(); return err })
+	pod, space := w.pod("first"), w.node.NewPod("first")
+	nodetest.Must(t, w.cni("ADD", "first", string(pod.UID), space))
+	numbered := func() error {
+		if e, err := w.record("first"); err != nil || !e.Identity.Allocated() {
+			return fmt.Errorf("%+v, %w", e, err)
+		}
+		return nil
+	}
+	w.eventually("the pod has its number", 20*time.Second, numbered)
 	// It starts without its prefixes, so that it cannot write its tables.
 	w.stop()
 	nodetest.Must(t, w.client.Delete(t.Context(), &v1alpha1.CiliumNode{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}}))
+	w.pend("first")
 	time.Sleep(time.Second) // conditions' times have seconds
 	w.start()
 	w.eventually("adopted", 10*time.Second, func() error {
@@ -509,8 +543,29 @@ func TestRestartTookBackDatapathReady(t *testing.T) {
 		return nil
 	})
 
+	// A pod that is pending meanwhile gets its number with the tables. That it has to wait was an error.
+	w.eventually("its number is known", 20*time.Second, func() error {
+		data, err := os.ReadFile(filepath.Join(w.options.StateDir, "last-pods.json"))
+		if err != nil || !strings.Contains(string(data), string(pod.UID)) {
+			return fmt.Errorf("%s, %w", data, err)
+		}
+		return nil
+	})
+	if numbered() == nil {
+		t.Error("it has its number without tables")
+	}
+	w.create(&v1alpha1.CiliumNode{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}, Spec: v1alpha1.CiliumNodeSpec{PodCIDRs: []string{"10.7.0.0/24", "fd00:7::/64"}}})
+	w.eventually("the pod has its number again", 20*time.Second, numbered)
+	w.mu.Lock()
+	if i := slices.IndexFunc(w.errors, func(text string) bool { return strings.Contains(text, datapath.ErrNotConfigured.Error()) }); i >= 0 {
+		t.Errorf("logged as an error: %s", w.errors[i])
+	}
+	w.mu.Unlock()
+	nodetest.Must(t, w.cni("DEL", "first", string(pod.UID), space))
+
 	// Where somebody has emptied the bpf file system, nothing is in force.
 	w.stop()
+	nodetest.Must(t, w.client.Delete(t.Context(), &v1alpha1.CiliumNode{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}}))
 	nodetest.Must(t, w.node.Datapath.Close())
 	nodetest.Must(t, os.RemoveAll(filepath.Join(w.options.BPFFS, "kube-cilium")))
 	w.start()
