@@ -351,6 +351,29 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// Since is about what there is: a node whose clock is put back told of nothing until it was where it had been.
+func TestFollowSinceWhereTheClockIsPutBack(t *testing.T) {
+	ring := NewRing(63)
+	ring.Take(events(10, 20))
+	o, conn, _ := serve(t, ring, "good")
+	stream, err := observerpb.NewObserverClient(conn).GetFlows(t.Context(), &observerpb.GetFlowsRequest{Since: timestamppb.New(epoch.Add(18 * time.Second)), Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []uint32{18, 19, 3, 4, 20} {
+		if i == 2 {
+			o.Take(append(events(3, 5), event(20)))
+		}
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.GetFlow().GetL4().GetTCP().GetSourcePort(); got != want {
+			t.Fatalf("got %d, want %d", got, want)
+		}
+	}
+}
+
 // A reader that is slower than the ring is told what it has missed; nothing is told twice.
 func TestSlowReaderIsTold(t *testing.T) {
 	const all = 20000

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"maps"
+	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -65,6 +66,9 @@ func (o *Observer) GetFlows(req *observerpb.GetFlowsRequest, stream grpc.ServerS
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	at, end, skip := o.start(q)
+	if q.follow && q.since.IsValid() && q.since.AsTime().Before(time.Now()) {
+		q.heldUntil = end // whatever comes is new, also where this node's clock is put back
+	}
 	buf := make([]flow.Event, chunk)
 	lost := o.kernelLost.Load()
 	left := q.number
@@ -159,7 +163,7 @@ func (o *Observer) start(q *query) (at, end, skip uint64) {
 
 // match makes the flows of an event that are wanted: its own, and those of policies' verdicts for who asks for them.
 func (o *Observer) match(q *query, number uint64, e *flow.Event) []*flowpb.Flow {
-	if q.before(e) || q.after(e) {
+	if number < q.heldUntil && q.before(e) || q.after(e) {
 		return nil
 	}
 	var names flow.Names
@@ -239,11 +243,13 @@ type query struct {
 	// verdicts tells that policies' verdicts are asked for.
 	verdicts     bool
 	since, until *timestamppb.Timestamp
-	filter       *flow.Filter
+	// heldUntil is the number of the first event to which since does not apply.
+	heldUntil uint64
+	filter    *flow.Filter
 }
 
 func newQuery(req *observerpb.GetFlowsRequest) (*query, error) {
-	q := &query{number: req.GetNumber(), first: req.GetFirst(), follow: req.GetFollow(), since: req.GetSince(), until: req.GetUntil()}
+	q := &query{number: req.GetNumber(), first: req.GetFirst(), follow: req.GetFollow(), since: req.GetSince(), until: req.GetUntil(), heldUntil: math.MaxUint64}
 	if q.first && q.follow {
 		return nil, errFirstAndFollow
 	}

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,6 +11,7 @@ import (
 	"strings"
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
+	"github.com/google/uuid"
 	"github.com/spf13/pflag"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -44,12 +44,8 @@ type filterFlag struct {
 	make               func(value, namespace string) ([]*flowpb.FlowFilter, error)
 }
 
-// isUUID tells whether a text has the form of RFC 9562.
-func isUUID(text string) bool {
-	digits := strings.ReplaceAll(text, "-", "")
-	_, err := hex.DecodeString(digits)
-	return err == nil && len(digits) == 32 && len(text) == 36 && text[8] == '-' && text[13] == '-' && text[18] == '-' && text[23] == '-'
-}
+// isUUID tells whether a text has the form of RFC 9562: uuid.Validate takes others too, which no flow has.
+func isUUID(text string) bool { return len(text) == 36 && uuid.Validate(text) == nil }
 
 // source and destination are what a flag about a side sets in a filter.
 type sideSetter func(source, destination *flowpb.FlowFilter, value, namespace string) error

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -38,6 +37,8 @@ const (
 	settle = 300 * time.Millisecond
 	// slack is how much older than one before it a flow of a node may be: its program was held up between the two.
 	slack = time.Second
+	// maxTold bounds the flows of a node that are remembered: as many as an agent can hold, and tell once more.
+	maxTold = 1 << 16
 	// reconnect is how long after the end of a node's stream it is asked again, with -f.
 	reconnect = 2 * time.Second
 	// tokenLasts is the least that a token is good for: a stream that is refused later was let in before.
@@ -70,6 +71,7 @@ type source struct {
 // ones within the time that a flow may need from its node to here. A node that cannot be asked is left out with a
 // remark; it is an error when none can.
 func (s *source) Flows(ctx context.Context, req *observerpb.GetFlowsRequest, each func(*observerpb.GetFlowsResponse) error) error {
+	began := time.Now()
 	now := proto.Clone(req).(*observerpb.GetFlowsRequest)
 	now.Follow = false
 	seen := map[string]*last{}
@@ -101,7 +103,7 @@ func (s *source) Flows(ctx context.Context, req *observerpb.GetFlowsRequest, eac
 	}()
 	var wg sync.WaitGroup
 	for _, t := range s.targets {
-		wg.Go(func() { s.follow(ctx, t, req, seen[t.node], m.add) })
+		wg.Go(func() { s.follow(ctx, t, req, began, seen[t.node], m.add) })
 	}
 	wg.Wait()
 	cancel()
@@ -112,38 +114,78 @@ func (s *source) Flows(ctx context.Context, req *observerpb.GetFlowsRequest, eac
 // side by side. So what is told in one stream is new whatever its time, and a stream that goes on after another begins
 // slack before the newest flow; those told already are known by their UUIDs.
 type last struct {
-	asked          bool
+	// asked: the node has answered. told: there was a flow in it.
+	asked, told    bool
 	oldest, newest time.Time
-	uuids          map[string]time.Time // of those not older than slack before the newest
-	pruned         time.Time            // the newest, when uuids were looked through
+	uuids          map[string]bool
+	order          []toldFlow // those of uuids, as they came; not older than slack before the newest, and at most maxTold
+	// counted: so many of the last flows were asked for. What the node has before them may be as young, and comes first in a
+	// stream that goes on: it is held back until one of them comes, which it does unless the node has none of them any more.
+	counted bool
+	held    []*observerpb.GetFlowsResponse
 }
 
-// news tells whether a flow was not told yet, and remembers it.
-func (l *last) news(f *flowpb.Flow) bool {
-	if _, told := l.uuids[f.GetUuid()]; told && f.GetUuid() != "" {
-		return false
+// toldFlow is a flow that was told, or that nobody asked for.
+type toldFlow struct {
+	uuid string
+	at   time.Time
+}
+
+// news are the flows to tell after one has come.
+func (l *last) news(r *observerpb.GetFlowsResponse) []*observerpb.GetFlowsResponse {
+	if l.uuids[r.GetFlow().GetUuid()] {
+		for _, r := range l.held {
+			l.know(r.GetFlow())
+		}
+		l.counted, l.held = false, nil
+		return nil
 	}
+	l.held = append(l.held, r)
+	if l.counted && l.told && !r.GetFlow().GetTime().AsTime().After(l.newest.Add(slack)) {
+		return nil
+	}
+	news := l.held
+	l.counted, l.held = false, nil
+	for _, r := range news {
+		l.remember(r.GetFlow())
+	}
+	return news
+}
+
+// remember a flow that is told.
+func (l *last) remember(f *flowpb.Flow) {
 	at := f.GetTime().AsTime()
-	if l.uuids == nil {
-		l.uuids, l.oldest, l.pruned = map[string]time.Time{}, at, at
-	}
-	if at.Before(l.oldest) {
+	if !l.told || at.Before(l.oldest) {
 		l.oldest = at
 	}
-	if at.After(l.newest) {
+	// What is older than another by more than slack says that the node's clock was put back: those to come are about as old.
+	if !l.told || at.After(l.newest) || at.Before(l.newest.Add(-slack)) {
 		l.newest = at
 	}
-	l.uuids[f.GetUuid()] = at
-	if l.newest.Sub(l.pruned) > slack {
-		l.pruned = l.newest
-		maps.DeleteFunc(l.uuids, func(_ string, at time.Time) bool { return at.Before(l.newest.Add(-slack)) })
-	}
-	return true
+	l.told = true
+	l.know(f)
 }
 
-// since is where a stream goes on, and never before the first flow that was told: nobody asked for older ones.
+// know a flow that is not to be told any more.
+func (l *last) know(f *flowpb.Flow) {
+	if f.GetUuid() == "" {
+		return
+	}
+	if l.uuids == nil {
+		l.uuids = map[string]bool{}
+	}
+	l.uuids[f.GetUuid()] = true
+	l.order = append(l.order, toldFlow{f.GetUuid(), f.GetTime().AsTime()})
+	for len(l.order) > maxTold || len(l.order) > 0 && l.order[0].at.Before(l.newest.Add(-slack)) {
+		delete(l.uuids, l.order[0].uuid)
+		l.order = l.order[1:]
+	}
+}
+
+// since is where a stream goes on: never before the first flow that was told, for nobody asked for older ones, unless these
+// are known when they come.
 func (l *last) since() time.Time {
-	if from := l.newest.Add(-slack); from.After(l.oldest) {
+	if from := l.newest.Add(-slack); l.counted || from.After(l.oldest) {
 		return from
 	}
 	return l.oldest
@@ -160,10 +202,10 @@ func (s *source) past(ctx context.Context, req *observerpb.GetFlowsRequest, seen
 			errs[i] = s.stream(ctx, t, req, func(r *observerpb.GetFlowsResponse) {
 				mu.Lock()
 				defer mu.Unlock()
-				seen[t.node].news(r.GetFlow())
+				seen[t.node].remember(r.GetFlow())
 				all = append(all, r)
 			})
-			seen[t.node].asked = errs[i] == nil
+			seen[t.node].asked, seen[t.node].counted = errs[i] == nil, req.Number > 0
 			if errs[i] != nil && ctx.Err() == nil {
 				s.remark(errs[i].Error())
 			}
@@ -187,22 +229,25 @@ func (s *source) past(ctx context.Context, req *observerpb.GetFlowsRequest, seen
 	return all, nil
 }
 
-// follow hands on what is new on a node until ctx is done, also after its agent was away.
-func (s *source) follow(ctx context.Context, t target, req *observerpb.GetFlowsRequest, l *last, take func(*observerpb.GetFlowsResponse)) {
+// follow hands on what is new on a node since the question was asked, until ctx is done, also after its agent was away.
+func (s *source) follow(ctx context.Context, t target, req *observerpb.GetFlowsRequest, began time.Time, l *last, take func(*observerpb.GetFlowsResponse)) {
 	said := ""
-	for ctx.Err() == nil {
+	for first := true; ctx.Err() == nil; first = false {
 		live := &observerpb.GetFlowsRequest{Follow: true, Whitelist: req.Whitelist, Blacklist: req.Blacklist}
 		switch {
-		case l.uuids != nil:
+		case l.told:
 			live.Since = timestamppb.New(l.since())
-		case l.asked && req.Since != nil: // nothing matched then: whatever does is new
+		case req.Since != nil && (l.asked || req.Number == 0): // nothing matched then: whatever does is new
 			live.Since = req.Since
 		case l.asked:
 			live.Since = timestamppb.New(time.Unix(0, 0))
+		case !first: // the time by our clock; what came before the first stream began, the node has not kept for us
+			live.Since = timestamppb.New(began)
 		}
+		l.held = nil // they come again
 		err := s.stream(ctx, t, live, func(r *observerpb.GetFlowsResponse) {
-			said, l.asked = "", true
-			if l.news(r.GetFlow()) {
+			said = ""
+			for _, r := range l.news(r) {
 				take(r)
 			}
 		})

@@ -77,6 +77,8 @@ func TestFollowOutlivesTokens(t *testing.T) {
 type disorderly struct {
 	flows []*flowpb.Flow
 	come  int
+	// mute is how many streams end before they have told of anything.
+	mute int
 }
 
 func (d *disorderly) GetFlows(_ context.Context, req *observerpb.GetFlowsRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[observerpb.GetFlowsResponse], error) {
@@ -96,6 +98,9 @@ func (d *disorderly) GetFlows(_ context.Context, req *observerpb.GetFlowsRequest
 	}
 	if n := int(req.Number); n > 0 && n < len(s.flows) {
 		s.flows = s.flows[len(s.flows)-n:]
+	}
+	if req.Follow && d.mute > 0 {
+		d.mute, s.flows = d.mute-1, nil
 	}
 	return s, nil
 }
@@ -118,22 +123,32 @@ func (s *someFlows) Recv() (*observerpb.GetFlowsResponse, error) {
 
 // With -f, what came after a younger flow of the same node was left out.
 func TestFollowTellsEveryFlowOnce(t *testing.T) {
-	var flows []*flowpb.Flow
-	for i, ms := range []int64{0, 4, 0, 8, 4, 996, 992, 1500, 1496, 1400, 3000, 2996, 3000, 3004} {
-		flows = append(flows, &flowpb.Flow{Uuid: strconv.Itoa(i), Time: timestamppb.New(time.UnixMilli(1e12 + ms))})
-	}
+	start := time.Now().Add(time.Hour)
 	for name, c := range map[string]struct {
 		req   *observerpb.GetFlowsRequest
 		there int // when it is asked
 		first int // that is wanted
+		mute  int
+		asked int // the first whose time is after that of the question
 	}{
-		"since a time after which nothing was": {&observerpb.GetFlowsRequest{Follow: true, Since: timestamppb.New(time.UnixMilli(1e12 + 2000))}, 10, 10},
-		"from now on":                          {&observerpb.GetFlowsRequest{Follow: true}, 5, 5},
-		"the last ones and from now on":        {&observerpb.GetFlowsRequest{Follow: true, Number: 3}, 8, 5},
-		"all":                                  {&observerpb.GetFlowsRequest{Follow: true, Since: timestamppb.New(time.Unix(0, 0))}, 3, 0},
+		"since a time after which nothing was": {&observerpb.GetFlowsRequest{Follow: true, Since: timestamppb.New(start.Add(2 * time.Second))}, 10, 10, 0, 0},
+		"from now on":                          {&observerpb.GetFlowsRequest{Follow: true}, 5, 5, 0, 0},
+		"from now on, and nothing at first":    {&observerpb.GetFlowsRequest{Follow: true}, 5, 5, 2, 5},
+		"the last ones and from now on":        {&observerpb.GetFlowsRequest{Follow: true, Number: 3}, 8, 5, 0, 0},
+		"the last one, older than one before":  {&observerpb.GetFlowsRequest{Follow: true, Number: 1}, 7, 6, 0, 0},
+		"the last two, and nothing at first":   {&observerpb.GetFlowsRequest{Follow: true, Number: 2}, 9, 7, 1, 0},
+		"all":                                  {&observerpb.GetFlowsRequest{Follow: true, Since: timestamppb.New(time.Unix(0, 0))}, 3, 0, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			server := &disorderly{flows: flows, come: c.there}
+			var flows []*flowpb.Flow
+			for i, ms := range []int64{0, 4, 0, 8, 4, 996, 992, 1500, 1496, 1400, 3000, 2996, 3000, 3004} {
+				at := start.Add(time.Duration(ms) * time.Millisecond)
+				if i < c.asked {
+					at = at.Add(-2 * time.Hour) // before anybody asks
+				}
+				flows = append(flows, &flowpb.Flow{Uuid: strconv.Itoa(i), Time: timestamppb.New(at)})
+			}
+			server := &disorderly{flows: flows, come: c.there, mute: c.mute}
 			s := quietSource(t, server)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
@@ -156,5 +171,54 @@ func TestFollowTellsEveryFlowOnce(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// After a node's clock was put back, every flow of it was remembered until the clock was where it had been, and a stream
+// that went on began there.
+func TestClockPutBack(t *testing.T) {
+	var l last
+	tell := func(n int, at time.Time) int {
+		return len(l.news(&observerpb.GetFlowsResponse{ResponseTypes: &observerpb.GetFlowsResponse_Flow{Flow: &flowpb.Flow{Uuid: strconv.Itoa(n), Time: timestamppb.New(at)}}}))
+	}
+	start, n := time.Unix(1e9, 0), 0
+	for range 100 {
+		n++
+		tell(n, start)
+	}
+	back := start.Add(-time.Hour)
+	for i := range 3 * maxTold {
+		n++
+		if at := back.Add(time.Duration(i) * time.Microsecond); tell(n, at) != 1 || l.since().Before(back.Add(-slack)) || l.since().After(at) {
+			t.Fatalf("at %v: goes on at %v", at, l.since())
+		}
+	}
+	if len(l.uuids) > maxTold || len(l.order) != len(l.uuids) || cap(l.order) > 4*maxTold {
+		t.Errorf("%d UUIDs are remembered, in order %d of %d", len(l.uuids), len(l.order), cap(l.order))
+	}
+	if tell(n, start) != 0 {
+		t.Error("the last one is told twice")
+	}
+	n++
+	if tell(n, start.Add(time.Minute)); len(l.uuids) != 1 {
+		t.Errorf("%d UUIDs are remembered when the clock is past it", len(l.uuids))
+	}
+}
+
+// An agent that was replaced between the past and the live part has none of the flows that were told: what it has is new.
+func TestLastFlowsOfAnotherAgent(t *testing.T) {
+	l := last{counted: true}
+	flow := func(uuid string, ms int64) *observerpb.GetFlowsResponse {
+		return &observerpb.GetFlowsResponse{ResponseTypes: &observerpb.GetFlowsResponse_Flow{Flow: &flowpb.Flow{Uuid: uuid, Time: timestamppb.New(time.UnixMilli(1e12 + ms))}}}
+	}
+	l.remember(flow("before", 0).GetFlow())
+	for _, c := range []struct {
+		uuid string
+		ms   int64
+		want int
+	}{{"one", -5, 0}, {"two", 5, 0}, {"three", slack.Milliseconds() + 1, 3}, {"four", 6, 1}} {
+		if got := len(l.news(flow(c.uuid, c.ms))); got != c.want {
+			t.Errorf("%s: %d are told, want %d", c.uuid, got, c.want)
+		}
 	}
 }
