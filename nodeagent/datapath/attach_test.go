@@ -94,7 +94,7 @@ func TestTCXAndClsactTakeTurns(t *testing.T) {
 	}
 	// The kernel stops a device for some milliseconds when it gets its first clsact, and nothing can be done about it:
 	// a restart never does this, only a change of the configuration.
-	running.goOn(t) // so that what is lost is not among the last
+	running.goOn(t, enough) // so that what is lost is not among the last
 	running.end(t, 200)
 	for name, p := range running {
 		missing := p.missing()

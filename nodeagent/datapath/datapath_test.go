@@ -160,6 +160,7 @@ func TestTrafficNeedsNoAgent_30609(t *testing.T) {
 		running["host to world "+ip.String()] = f.probe(-1, netip.AddrPortFrom(ip, 7000))
 	}
 	must(t, d.Close())
+	running.goOn(t, 10*enough) // half a second of each: what was closed is taken apart some grace periods later
 	for _, to := range []struct {
 		from netns.NsHandle
 		ip   netip.Addr

@@ -529,18 +529,18 @@ func (f *fixture) flows(a, b Pod) traffic {
 			out[way.name+" "+to.String()] = f.probe(way.from, netip.AddrPortFrom(to, 7000))
 		}
 	}
-	if out.goOn(f.t); f.t.Failed() {
+	if out.goOn(f.t, enough); f.t.Failed() {
 		f.t.FailNow()
 	}
 	return out
 }
 
-// goOn waits until every flow has had some more answers, and fails the test for each that has not.
-func (tr traffic) goOn(t testing.TB) {
+// goOn waits until every flow has had so many more answers, and fails the test for each that has not.
+func (tr traffic) goOn(t testing.TB, more uint64) {
 	t.Helper()
 	want := map[string]uint64{}
 	for name, p := range tr {
-		want[name] = p.back.Load() + enough
+		want[name] = p.back.Load() + more
 	}
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		maps.DeleteFunc(want, func(name string, n uint64) bool { return tr[name].back.Load() >= n })
@@ -560,7 +560,7 @@ func (tr traffic) goOn(t testing.TB) {
 // than it may.
 func (tr traffic) end(t testing.TB, may uint64) {
 	t.Helper()
-	tr.goOn(t)
+	tr.goOn(t, enough)
 	for _, p := range tr {
 		close(p.stop)
 	}
