@@ -89,6 +89,7 @@ func (o *endpointOptions) list(ctx context.Context) error {
 	}
 	if len(all.Items) == 0 {
 		o.nothing("endpoints", ns)
+		o.remark("A new pod's is written some seconds after the pod, and later where many came at once: the pod's network does not wait for it.")
 		return nil
 	}
 	return printEndpoints(o.Out, all.Items, o.allNamespaces, o.output.wide(), time.Now())
