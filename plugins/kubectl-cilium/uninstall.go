@@ -45,6 +45,7 @@ type uninstallOptions struct {
 	*plugin
 	yes         bool
 	nodeTimeout time.Duration
+	timeout     time.Duration
 	nodesOnly   bool
 	skip        []string
 }
@@ -58,7 +59,8 @@ func (p *plugin) uninstall() *cobra.Command {
 			"object, the CNI configuration and the agent's files; then the objects of the cluster go, the CiliumConfig too.\n" +
 			"Pods that run lose their network until another CNI takes them over and they are made again.\n\n" +
 			"Where a node cannot be cleaned the cluster's objects stay, so that it can be run again when the node is back; or\n" +
-			"with --skip-node the node is left as it is.",
+			"with --skip-node the node is left as it is. It ends when the namespace is gone too, so that what is applied next is\n" +
+			"applied whole.",
 		Example: `  # Asks before it begins
   kubectl cilium uninstall
 
@@ -69,6 +71,7 @@ func (p *plugin) uninstall() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "Do not ask.")
 	cmd.Flags().DurationVar(&o.nodeTimeout, "node-timeout", 2*time.Minute, "How long one node may take.")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", 5*time.Minute, "How long the kinds with their objects, and then the namespace, may take to go, each.")
 	cmd.Flags().BoolVar(&o.nodesOnly, "nodes-only", false, "Clean the nodes and keep the objects of the cluster.")
 	cmd.Flags().StringSliceVar(&o.skip, "skip-node", nil, "Leave these nodes as they are.")
 	_ = cmd.RegisterFlagCompletionFunc("skip-node", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
@@ -305,7 +308,61 @@ func (o *uninstallOptions) removeObjects(ctx context.Context, c *cluster.Cluster
 	if err := o.remove(ctx, c, "daemonset.apps/"+where.Name, &appsv1.DaemonSet{ObjectMeta: where}); err != nil {
 		return err
 	}
-	return o.remove(ctx, c, "namespace/"+cluster.Namespace, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: cluster.Namespace}})
+	return o.removeNamespace(ctx, c)
+}
+
+// removeNamespace waits until the namespace is gone: what is applied into one that ends is refused, and a half of an
+// installation would be left of it.
+func (o *uninstallOptions) removeNamespace(ctx context.Context, c *cluster.Cluster) error {
+	key := client.ObjectKey{Name: cluster.Namespace}
+	name := "namespace/" + key.Name
+	var ns corev1.Namespace
+	if err := c.Get(ctx, key, &ns); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	uid := ns.UID
+	if err := c.Delete(ctx, &ns, client.Preconditions{UID: &uid}); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("delete %s: %w", name, err)
+	}
+	o.remark("waiting until %s is gone", name)
+	left := ""
+	err := poll(ctx, o.timeout, func() (bool, error) {
+		err := c.Get(ctx, key, &ns)
+		if apierrors.IsNotFound(err) || err == nil && ns.UID != uid { // the other one is somebody's new one
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		if now := remaining(&ns); now != left {
+			if left = now; left != "" {
+				o.remark("%s: %s", name, left)
+			}
+		}
+		return false, nil
+	}, name+" is still being deleted")
+	if err != nil && ctx.Err() == nil {
+		if left == "" {
+			left = "nobody has said what is left in it"
+		}
+		err = fmt.Errorf("%w: %s (install again only when it is gone: kubectl wait --for=delete %s)", err, left, name)
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(o.Out, "%s deleted\n", name)
+	return nil
+}
+
+// remaining is what a namespace that ends still waits for, in its controller's words; "" where it has said nothing.
+func remaining(ns *corev1.Namespace) string {
+	var all []string
+	for _, c := range ns.Status.Conditions {
+		if c.Status == corev1.ConditionTrue {
+			all = append(all, c.Message)
+		}
+	}
+	return strings.Join(all, "; ")
 }
 
 func (o *uninstallOptions) removeNamed(ctx context.Context, c *cluster.Cluster, gvk schema.GroupVersionKind, ours func(string) bool) error {
@@ -340,7 +397,7 @@ func (o *uninstallOptions) waitGone(ctx context.Context, c *cluster.Cluster, gvk
 	all.SetGroupVersionKind(gvk.GroupVersion().WithKind(gvk.Kind + "List"))
 	var left []string
 	pause, last := patience, time.Now()
-	err := poll(ctx, o.nodeTimeout, func() (bool, error) {
+	err := poll(ctx, o.timeout, func() (bool, error) {
 		if err := c.List(ctx, all); err != nil {
 			return false, err
 		}

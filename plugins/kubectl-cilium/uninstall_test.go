@@ -20,6 +20,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -146,12 +147,26 @@ func TestUninstall(t *testing.T) {
 		defer close(recalled)
 		untilReminded(ctx, t, c, kind)
 	}()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		endNamespace(ctx, t, c)
+	}()
 	code, out, errOut = plugin("", "uninstall", "--yes", "--node-timeout", "90s")
 	cancel()
 	<-done
 	<-recalled
+	<-ended
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, errOut)
+	}
+	for _, want := range []string{"waiting until namespace/kube-cilium-system is gone", "namespace/kube-cilium-system: Some content remains: pods. has 1 resource instances"} {
+		if !strings.Contains(errOut, want) {
+			t.Errorf("stderr lacks %q:\n%s", want, errOut)
+		}
+	}
+	if err := c.Get(t.Context(), client.ObjectKey{Name: cluster.Namespace}, &corev1.Namespace{}); !apierrors.IsNotFound(err) {
+		t.Errorf("the namespace when the uninstall has ended: %v", err)
 	}
 	for _, want := range []string{"namespace/kube-cilium-system deleted", "clusterrole.rbac.authorization.k8s.io/cilium-agent deleted",
 		"customresourcedefinition.apiextensions.k8s.io/ciliumconfigs.kube-cilium.io deleted", "validatingadmissionpolicy.admissionregistration.k8s.io/"} {
@@ -171,9 +186,84 @@ func TestUninstall(t *testing.T) {
 		t.Errorf("status afterwards: exit %d, %s%s", code, out, errOut)
 	}
 
-	code, _, errOut = plugin("", "uninstall", "--yes")
-	if code != 0 {
-		t.Errorf("with nothing to do: exit %d: %s", code, errOut)
+	code, out, errOut = plugin("", "uninstall", "--yes")
+	if code != 0 || out != "" {
+		t.Errorf("with nothing to do: exit %d: %s%s", code, out, errOut)
+	}
+}
+
+// endNamespace plays the part of the controller manager: it says what is left in our namespace, and ends it.
+func endNamespace(ctx context.Context, t *testing.T, c client.Client) {
+	var ns corev1.Namespace
+	for {
+		if err := c.Get(ctx, client.ObjectKey{Name: cluster.Namespace}, &ns); err != nil {
+			t.Error(err)
+			return
+		}
+		if ns.DeletionTimestamp != nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	ns.Status.Conditions = []corev1.NamespaceCondition{
+		{Type: corev1.NamespaceDeletionDiscoveryFailure, Status: corev1.ConditionFalse, Message: "All resources successfully discovered"},
+		{Type: corev1.NamespaceContentRemaining, Status: corev1.ConditionTrue, Message: "Some content remains: pods. has 1 resource instances"},
+	}
+	if err := c.Status().Update(ctx, &ns); err != nil {
+		t.Error(err)
+		return
+	}
+	time.Sleep(3 * podPoll) // whoever waits looks in between
+	ns.Spec.Finalizers = nil
+	if err := c.SubResource("finalize").Update(ctx, &ns); err != nil {
+		t.Error(err)
+	}
+}
+
+// neverending is an API server whose namespace never ends, or has become another one.
+type neverending struct {
+	client.Client
+	now, then types.UID
+	deleted   bool
+}
+
+func (e *neverending) Get(_ context.Context, _ client.ObjectKey, o client.Object, _ ...client.GetOption) error {
+	ns := o.(*corev1.Namespace)
+	ns.UID = e.now
+	if e.deleted {
+		ns.UID = e.then
+	}
+	ns.Status.Conditions = []corev1.NamespaceCondition{{Type: corev1.NamespaceContentRemaining, Status: corev1.ConditionTrue, Message: "pods. has 1 resource instances"}}
+	return nil
+}
+
+func (e *neverending) Delete(context.Context, client.Object, ...client.DeleteOption) error {
+	e.deleted = true
+	return nil
+}
+
+// What was applied right after the uninstall went into a namespace that ended, and half of it was refused.
+func TestUninstallLeftANamespaceThatWasStillEnding(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		then      types.UID
+		out, fail string
+	}{
+		{"it never ends", "one", "", "namespace/kube-cilium-system is still being deleted after 5m0s: pods. has 1 resource instances " +
+			"(install again only when it is gone: kubectl wait --for=delete namespace/kube-cilium-system)"},
+		{"another one is there", "two", "namespace/kube-cilium-system deleted\n", ""},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			streams, _, out, _ := genericiooptions.NewTestIOStreams()
+			o := &uninstallOptions{plugin: &plugin{IOStreams: streams}, timeout: 5 * time.Minute}
+			said := ""
+			if err := o.removeNamespace(t.Context(), &cluster.Cluster{Client: &neverending{now: "one", then: test.then}}); err != nil {
+				said = err.Error()
+			}
+			if said != test.fail || out.String() != test.out {
+				t.Errorf("%s: %q, %q", test.name, said, out)
+			}
+		})
 	}
 }
 
@@ -201,7 +291,7 @@ func (s *stubborn) Patch(_ context.Context, o client.Object, _ client.Patch, _ .
 func TestUninstallEndedWhenAReminderMetAConflict(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &stubborn{}
-		o := &uninstallOptions{nodeTimeout: 2 * time.Minute}
+		o := &uninstallOptions{timeout: 2 * time.Minute}
 		gvk := schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"}
 		if err := o.waitGone(t.Context(), &cluster.Cluster{Client: s}, gvk, func(name string) bool { return name == "ours" }); err != nil || s.asked != 2 {
 			t.Errorf("%v; reminded %d times", err, s.asked)
@@ -242,8 +332,7 @@ func untilReminded(ctx context.Context, t *testing.T, c client.Client, kind *met
 	t.Error("nobody asked for the deletion again")
 }
 
-// nothingLeft looks for what the installation made: all of it but the namespace, which ends by itself where a
-// controller manager runs.
+// nothingLeft looks for what the installation made: all of it but the namespace, which needs a controller manager.
 func nothingLeft(t *testing.T, env *testenv.Env) {
 	t.Helper()
 	shipped, err := env.Kubectl("kustomize", filepath.Join(testenv.Root(), "config", "default"))
