@@ -16,7 +16,8 @@ import (
 
 // Question is what the command line asks.
 type Question struct {
-	// From and To are [NAMESPACE/]POD, pod/..., an address, and To also svc/[NAMESPACE/]SERVICE.
+	// From and To are [NAMESPACE/]POD, pod/..., a workload such as deploy/[NAMESPACE/]NAME, an address, and To also
+	// svc/[NAMESPACE/]SERVICE.
 	From, To string
 	Port     Port
 	// Namespace of names that say none.
@@ -105,19 +106,25 @@ func (w *World) find(text, namespace, flag string) (*party, error) {
 	}
 	rest, _ := strings.CutPrefix(text, "pod/")
 	rest, _ = strings.CutPrefix(rest, "pods/")
-	name := rest
+	within, name := namespace, rest
 	if ns, n, found := strings.Cut(rest, "/"); found {
-		namespace, name = ns, n
+		within, name = ns, n
 	}
 	for i := range w.Pods {
-		if p := &w.Pods[i]; p.Namespace == namespace && p.Name == name {
+		if p := &w.Pods[i]; p.Namespace == within && p.Name == name {
 			if !p.Spec.HostNetwork && len(p.Status.PodIPs) == 0 {
-				return nil, fmt.Errorf("%w: pod %s/%s has no address yet", ErrQuestion, namespace, name)
+				return nil, fmt.Errorf("%w: pod %s/%s has no address yet", ErrQuestion, within, name)
 			}
 			return w.partyOf(p), nil
 		}
 	}
-	return nil, fmt.Errorf("%w: %s %q: there is no pod %s in namespace %s, and it is no address", ErrQuestion, flag, text, name, namespace)
+	if kind, name := workload(text); kind != "" {
+		if ns, n, found := strings.Cut(name, "/"); found {
+			namespace, name = ns, n
+		}
+		return w.podOf(kind, namespace, name, fmt.Sprintf("%s %q", flag, text))
+	}
+	return nil, fmt.Errorf("%w: %s %q: there is no pod %s in namespace %s, and it is no address", ErrQuestion, flag, text, name, within)
 }
 
 // service is the Service that a text names, nil where it names none.
@@ -215,6 +222,11 @@ func (w *World) answers(from, to *party, port Port, via string) ([]Answer, error
 		a := answer(walk)
 		a.From, a.To, a.Via, a.Port, a.Families = from.name, to.name, via, port.String(), []int{family}
 		a.Remarks = remarks(flow, from, to)
+		for _, p := range []*party{from, to} {
+			if p.standsFor != "" {
+				a.Remarks = append(a.Remarks, p.standsFor)
+			}
+		}
 		for _, r := range slices.Concat(w.leftOut(from, walk.EgressSteps), w.leftOut(to, walk.IngressSteps)) {
 			if !slices.Contains(a.Remarks, r) { // one policy, both ends on one node
 				a.Remarks = append(a.Remarks, r)

@@ -100,6 +100,50 @@ func TestAsk(t *testing.T) {
 	}
 }
 
+// `--from deploy/client` was read as a pod of a namespace named deploy.
+func TestAskAboutAWorkload(t *testing.T) {
+	o := objects()
+	of := func(kind, owner, hash, name string, isReady corev1.ConditionStatus, ips ...string) {
+		p := pod("shop", name, "n1", "front", ips...)
+		p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: kind, Name: owner, Controller: new(true)}}
+		if hash != "" {
+			p.Labels["pod-template-hash"] = hash
+		}
+		p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: isReady}}
+		o.Pods = append(o.Pods, p)
+	}
+	of("ReplicaSet", "client-77", "77", "client-77-a", corev1.ConditionFalse, "10.0.0.11")
+	of("ReplicaSet", "client-77", "77", "client-77-c", corev1.ConditionTrue, "10.0.0.12")
+	of("ReplicaSet", "client-77", "77", "client-77-b", corev1.ConditionTrue, "10.0.0.13")
+	of("ReplicaSet", "client-77", "77", "client-77-0", corev1.ConditionTrue) // no address yet
+	of("ReplicaSet", "client-blue-88", "88", "client-blue-88-a", corev1.ConditionTrue, "10.0.0.14")
+	of("StatefulSet", "db", "", "db-0", corev1.ConditionTrue, "10.0.0.15")
+	o.Pods = append(o.Pods, pod("deploy", "client", "n1", "other", "10.0.0.16"))
+	w, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stands := []string{"pod shop/client-77-b stands for the 3 pods of Deployment client"}
+	for from, want := range map[string]struct {
+		pod    string
+		stands []string
+	}{
+		"deployment/client": {"shop/client-77-b", stands}, "deployment.apps/client": {"shop/client-77-b", stands}, "deploy/shop/client": {"shop/client-77-b", stands},
+		"rs/client-77":  {"shop/client-77-b", []string{"pod shop/client-77-b stands for the 3 pods of ReplicaSet client-77"}},
+		"sts/db":        {"shop/db-0", nil},
+		"deploy/client": {"deploy/client", nil}, // a pod of that name is meant first
+	} {
+		got, err := w.Ask(Question{From: from, To: "web-0", Port: Port{Number: 8080, Protocol: 6}, Namespace: "shop"})
+		if err != nil || got[0].From != want.pod || !slices.Equal(got[0].Remarks, want.stands) {
+			t.Errorf("%s: %+v, %v", from, got, err)
+		}
+	}
+	_, err = w.Ask(Question{From: "ds/client", To: "web-0", Namespace: "shop"})
+	if !errors.Is(err, ErrQuestion) || !strings.Contains(err.Error(), `--from "ds/client": there is no DaemonSet client in namespace shop, or it has no pod with an address (kubectl get pods -n shop)`) {
+		t.Error(err)
+	}
+}
+
 // A socket of the pod's own node reaches it, one of another node does not.
 func TestOwnNode(t *testing.T) {
 	o := objects()

@@ -165,6 +165,8 @@ type party struct {
 	// node is set for a host's own sockets.
 	node      string
 	addresses []netip.Addr
+	// standsFor says that the pod is one of several of a workload that was asked about.
+	standsFor string
 }
 
 func (p *party) address(family4 bool) (netip.Addr, bool) {

@@ -31,9 +31,13 @@ func (p *plugin) policyExplain() *cobra.Command {
 			"to allowing it. The answer is made from the cluster's objects alone: no packet is sent and no node is asked, so it is\n" +
 			"what holds when every node is up to date (kubectl cilium policy list); a policy that the node of a pod reports not to\n" +
 			"have in force as it is written is named in a note. A pod is NAME or NAMESPACE/NAME, a service svc/NAME or\n" +
-			"svc/NAMESPACE/NAME; of a service each ready backend is judged.",
+			"svc/NAMESPACE/NAME; of a service each ready backend is judged. For a workload, such as deploy/NAME, one of its pods\n" +
+			"stands.",
 		Example: `  # May this pod reach that one?
   kubectl cilium policy explain --from client --to web-0 --port 8080/TCP -n shop
+
+  # Any pod of a Deployment
+  kubectl cilium policy explain --from deploy/front --to sts/web --port 8080 -n shop
 
   # A service, from another namespace
   kubectl cilium policy explain --from jobs/import --to svc/shop/web --port 80
@@ -44,8 +48,8 @@ func (p *plugin) policyExplain() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
 	}
 	o.output = newOutput(cmd)
-	cmd.Flags().StringVar(&o.from, "from", "", "Who speaks first: a pod or an address.")
-	cmd.Flags().StringVar(&o.to, "to", "", "Whom: a pod, a service or an address.")
+	cmd.Flags().StringVar(&o.from, "from", "", "Who speaks first: a pod, a workload or an address.")
+	cmd.Flags().StringVar(&o.to, "to", "", "Whom: a pod, a workload, a service or an address.")
 	cmd.Flags().StringVar(&o.port, "port", "", "Port of the destination: N/TCP, N/UDP, N/SCTP (TCP unless said), a port's name, or icmp.")
 	return cmd
 }
