@@ -214,6 +214,29 @@ func (f *filterFlags) has(names ...string) bool {
 	return slices.ContainsFunc(f.given, func(g given) bool { return !g.not && slices.Contains(names, g.flag.name) })
 }
 
+// ofNobody is a flag of Hubble's words alone, of which no node of ours ever tells; nil where there is none. Flags of one
+// name are alternatives.
+func (f *filterFlags) ofNobody() *given {
+	for _, words := range [][]string{{"verdict", "forwarded", "dropped"}, {"type", "drop", "trace", "policy-verdict"}} {
+		name, told := words[0], words[1:]
+		var hopeless *given
+		hope := false
+		for i := range f.given {
+			if g := &f.given[i]; g.flag.name == name && !g.not {
+				hopeless = g
+				hope = hope || slices.ContainsFunc(g.values, func(v string) bool {
+					word, _, _ := strings.Cut(strings.ToLower(v), ":")
+					return slices.Contains(told, word)
+				})
+			}
+		}
+		if hopeless != nil && !hope {
+			return hopeless
+		}
+	}
+	return nil
+}
+
 // lists makes the request's lists. Flags of one name are alternatives, flags of different names must all match: each
 // entry of the whitelist is one way to choose an alternative of every name. Namespace is for names without one; where
 // none of the flags says which pods are wanted, scope limits flows to those of pods of the namespace.

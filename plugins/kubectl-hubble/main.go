@@ -65,7 +65,19 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 	cmd.SetErr(streams.ErrOut)
 	cmd.SetIn(streams.In)
 	p.flags.AddFlags(cmd.PersistentFlags())
-	cmd.AddCommand(p.flows(), p.status(), p.list(), commandline.Completion("kubectl-hubble", streams.Out, streams.ErrOut))
+	cmd.AddCommand(p.flows(), p.status(), p.list(), p.version(), commandline.Completion("kubectl-hubble", streams.Out, streams.ErrOut))
 	commandline.Refuse(cmd)
 	return cmd
+}
+
+func (p *plugin) version() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of this plugin; that of the agents has kubectl cilium version",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintf(p.Out, "Client:   %s\n", version.Version)
+			return err
+		},
+	}
 }

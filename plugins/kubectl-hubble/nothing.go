@@ -10,6 +10,8 @@ import (
 	"time"
 
 	observerpb "github.com/cilium/cilium/api/v1/observer"
+
+	"github.com/kube-cilium/kube-cilium/internal/flow"
 )
 
 // remembered is what nodes hold, for whoever found nothing in it.
@@ -77,6 +79,9 @@ func (o *flowsOptions) nothing(r remembered) string {
 	text := fmt.Sprintf("nothing was found: %s asked, %s remembered", nodes, flows)
 	if !r.oldest.IsZero() {
 		text += ", the oldest of " + r.oldest.In(o.now.Location()).Format("2006-01-02 15:04:05")
+	}
+	if g := o.filters.ofNobody(); g != nil {
+		return text + fmt.Sprintf("; no node tells of --%s %s", g.flag.name, flow.Safe(strings.Join(g.values, ",")))
 	}
 	if namespace := o.within(); namespace != "" {
 		text += fmt.Sprintf("; -A looks beyond namespace %s", namespace)

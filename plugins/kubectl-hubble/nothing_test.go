@@ -12,6 +12,7 @@ import (
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
 	observerpb "github.com/cilium/cilium/api/v1/observer"
+	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
@@ -65,6 +66,25 @@ func TestNothingFoundSaysWhatWasLookedAt(t *testing.T) {
 	}
 	if got, want := o.nothing(remembered{nodes: 1, flows: 1}), "nothing was found: 1 node asked, 1 flow remembered; -A looks beyond namespace shop"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	for line, want := range map[string]string{
+		"--type l7,capture":           "; no node tells of --type l7,capture",
+		"--verdict audit --pod web":   "; no node tells of --verdict audit",
+		"--type l7 --type trace":      "; -A looks beyond namespace shop",
+		"--type l7,Drop":              "; -A looks beyond namespace shop",
+		"--not --type l7":             "; -A looks beyond namespace shop",
+		"--type trace:to-endpoint":    "; -A looks beyond namespace shop",
+		"--verdict forwarded,dropped": "; -A looks beyond namespace shop",
+	} {
+		o := &flowsOptions{plugin: o.plugin, now: at}
+		set := pflag.NewFlagSet("flows", pflag.ContinueOnError)
+		o.filters.register(set)
+		if err := set.Parse(strings.Fields(line)); err != nil {
+			t.Fatal(err)
+		}
+		if got := o.nothing(held); !strings.HasSuffix(got, want) {
+			t.Errorf("%s: %s", line, got)
+		}
 	}
 	for _, tt := range []struct {
 		output string
