@@ -25,6 +25,13 @@ func (h *Host) Down(ctx context.Context, name string) error {
 	if err := CheckName(name); err != nil {
 		return err
 	}
+	names, err := h.all()
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(names, name) {
+		h.Progress("there is nothing of a cluster %s (%s)", name, h.Store().there())
+	}
 	tree, err := cgroup.Find()
 	if err != nil {
 		return err

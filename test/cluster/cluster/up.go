@@ -94,9 +94,14 @@ func (h *Host) Up(ctx context.Context, o Options) (*State, error) {
 	}
 	state.Hierarchy, state.Binaries, state.Images = tree, built, append(base, ours...)
 	if err := h.start(ctx, state, base, ours); err != nil {
-		return nil, fmt.Errorf("%w\n(what has started is left for a look in %s; \"down --name %s\" removes it)", err, state.Dir, o.Name)
+		return nil, fmt.Errorf("%w\n(what has started is left for a look in %s; %s)", err, state.Dir, removes(o.Name))
 	}
 	return state, nil
+}
+
+// removes says how a cluster is taken down, to who came by make and to who came without.
+func removes(name string) string {
+	return fmt.Sprintf("make down CLUSTER=%s, or test-cluster down --name %s, removes it", name, name)
 }
 
 func (h *Host) clear(ctx context.Context, name string) error {
@@ -105,7 +110,7 @@ func (h *Host) clear(ctx context.Context, name string) error {
 	case errors.Is(err, ErrAbsent):
 		return nil
 	case err == nil && old.Phase == PhaseUp && node.Alive(old.pid("kube-apiserver")):
-		return fmt.Errorf("%w: %s (kubeconfig %s; \"down --name %s\" removes it)", ErrUp, name, old.Kubeconfig, name)
+		return fmt.Errorf("%w: %s (kubeconfig %s; %s)", ErrUp, name, old.Kubeconfig, removes(name))
 	}
 	h.Progress("removing what is left of cluster %s", name)
 	return h.Down(ctx, name)
