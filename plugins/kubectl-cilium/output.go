@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 
 	"github.com/kube-cilium/kube-cilium/internal/flow"
@@ -29,8 +30,8 @@ func newOutput(cmd *cobra.Command) *output {
 	o := &output{flags: genericclioptions.NewPrintFlags("").WithDefaultOutput("")}
 	o.flags.AddFlags(cmd)
 	f := cmd.Flags().Lookup("output")
-	f.Usage = "Output format. One of: (wide, " + strings.Join(o.flags.AllowedFormats(), ", ") + ")."
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(append([]string{"wide"}, o.flags.AllowedFormats()...), cobra.ShellCompDirectiveNoFileComp))
+	f.Usage = "Output format. One of: (" + strings.Join(o.names(), ", ") + ")."
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(o.names(), cobra.ShellCompDirectiveNoFileComp))
 	return o
 }
 
@@ -47,8 +48,14 @@ func (o *output) validate() error {
 		return nil
 	}
 	_, err := o.flags.ToPrinter()
+	if genericclioptions.IsNoCompatiblePrinterError(err) {
+		return fmt.Errorf("-o %q is not known: %s", o.format(), strings.Join(o.names(), ", "))
+	}
 	return err
 }
+
+// names are all formats.
+func (o *output) names() []string { return append([]string{"wide"}, o.flags.AllowedFormats()...) }
 
 // object prints a kind of Kubernetes, whose list or type is known to scheme.
 func (o *output) object(out io.Writer, scheme *runtime.Scheme, obj runtime.Object) error {
@@ -72,7 +79,7 @@ func (o *output) answer(out io.Writer, kind string, v any) error {
 		return err
 	}
 	fields := map[string]any{}
-	if err := json.Unmarshal(text, &fields); err != nil {
+	if err := utiljson.Unmarshal(text, &fields); err != nil { // whole numbers stay whole
 		return err
 	}
 	fields["apiVersion"], fields["kind"] = answerVersion, kind

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -67,8 +66,11 @@ type Workload struct {
 	Updated int32  `json:"updated"`
 }
 
-// Usage is how many pod addresses of one family are taken. An IPv6 prefix has more than can be counted: then Total is
-// the largest number.
+// uncounted is the total of a prefix that has more addresses than it, as those of IPv6 have: the largest number that JSON
+// holds exactly whoever reads it.
+const uncounted = 1<<53 - 1
+
+// Usage is how many pod addresses of one family are taken. Total is uncounted where there are that many or more.
 type Usage struct {
 	Used    int64 `json:"used"`
 	Resting int64 `json:"resting"`
@@ -78,11 +80,8 @@ type Usage struct {
 func (u *Usage) add(v Usage) {
 	u.Used += v.Used
 	u.Resting += v.Resting
-	if u.Total > math.MaxInt64-v.Total {
-		u.Total = math.MaxInt64
-	} else {
-		u.Total += v.Total
-	}
+	u.Total = min(u.Total, uncounted) + min(v.Total, uncounted)
+	u.Total = min(u.Total, uncounted)
 }
 
 // Usages are both families; nil where no prefix of the family is in use.
@@ -202,7 +201,8 @@ func (out *Summary) warn(object, format string, args ...any) {
 	out.Problems = append(out.Problems, Problem{SeverityWarning, object, fmt.Sprintf(format, args...)})
 }
 
-const installHint = "kubectl apply -k config/default installs it"
+// installHint cannot name a file: the images are where whoever installs has pushed them.
+const installHint = "kubectl apply -k of your overlay of config/default installs it: docs/install.md"
 
 func (out *Summary) summarizeAgent(s *Snapshot) {
 	out.Agent = Workload{Object: "daemonset.apps/" + cluster.AgentName}
@@ -590,11 +590,20 @@ func (out *Summary) policies(s *Snapshot) {
 			out.PoliciesInForce++
 			continue
 		}
+		object := fmt.Sprintf("networkpolicy/%s in namespace %s", p.Name, p.Namespace)
+		if state.Wanted == 0 {
+			why := "no node's agent has reported"
+			if away := state.In(progress.Unreachable); len(away) > 0 {
+				why = fmt.Sprintf("of %d nodes that reported, none was heard from lately", len(away))
+			}
+			out.warn(object, "nobody tells whether it is in force: %s", why)
+			continue
+		}
 		why := "no node has reported yet"
 		if waiting := state.In(progress.Exception, progress.Behind); len(waiting) > 0 {
 			why = fmt.Sprintf("node/%s: %s", waiting[0].Name, strings.TrimPrefix(waiting[0].Reason+": "+waiting[0].Message, ": "))
 		}
-		out.warn(fmt.Sprintf("networkpolicy/%s in namespace %s", p.Name, p.Namespace), "in force on %s nodes; %s", state.Counts(), why)
+		out.warn(object, "in force on %s nodes; %s", state.Counts(), why)
 	}
 }
 

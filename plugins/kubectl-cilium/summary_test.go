@@ -7,15 +7,19 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
+	"github.com/spf13/cobra"
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -205,5 +209,43 @@ func TestSummaryTellsOfWhatIsNotDone(t *testing.T) {
 		if !strings.Contains(out.String(), "it is "+kind) {
 			t.Errorf("nothing of %s:\n%s", kind, out.String())
 		}
+	}
+}
+
+// After an uninstall each policy was "in force on 0/0 nodes".
+func TestSummaryOfPoliciesThatNobodyTellsOf(t *testing.T) {
+	s := readSnapshot(t, "testdata/2-well.txtar")
+	s.Policies = []networkingv1.NetworkPolicy{{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}}}
+	reports := s.Reports
+	for want, left := range map[string][]v1alpha1.CiliumNodeReport{"no node's agent has reported": nil, "of 2 nodes that reported, none was heard from lately": reports} {
+		s.Reports, s.Leases = left, nil
+		got := Summarize(s).Problems
+		if !slices.ContainsFunc(got, func(p Problem) bool { return p.Message == "nobody tells whether it is in force: "+want }) {
+			t.Errorf("%s: %+v", want, got)
+		}
+	}
+}
+
+// 9223372036854775807 became 9223372036854776000 on its way to JSON.
+func TestTotalsOfIPv6AreExactInJSON(t *testing.T) {
+	s := readSnapshot(t, "testdata/2-well.txtar")
+	for i := range s.Reports {
+		s.Reports[i].Status.IPAM = append(s.Reports[i].Status.IPAM, v1alpha1.IPAMReport{Prefix: "fd00::/64", Used: 1, Total: math.MaxInt64})
+	}
+	var out bytes.Buffer
+	o := newOutput(&cobra.Command{})
+	*o.flags.OutputFormat = "json"
+	if err := o.answer(&out, "ClusterStatus", Summarize(s)); err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		IPAM  Usages
+		Nodes []NodeSummary
+	}
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.IPAM.IPv6.Total != 1<<53-1 || got.Nodes[0].IPAM.IPv6.Total != 1<<53-1 || got.Nodes[0].Report.IPAM[len(got.Nodes[0].Report.IPAM)-1].Total != math.MaxInt64 {
+		t.Errorf("%+v, %+v: %s", got.IPAM.IPv6, got.Nodes[0].IPAM.IPv6, out.String())
 	}
 }
