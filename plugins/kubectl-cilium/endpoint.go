@@ -89,6 +89,9 @@ func (o *endpointOptions) list(ctx context.Context) error {
 	}
 	if len(all.Items) == 0 {
 		o.nothing("endpoints", ns)
+		if o.selector != "" {
+			o.remark("-l is about labels of the CiliumEndpoint, which does not carry its pod's: those are in the last column of -o wide.")
+		}
 		o.remark("A new pod's is written some seconds after the pod, and later where many came at once: the pod's network does not wait for it.")
 		return nil
 	}
