@@ -374,6 +374,36 @@ func TestFollowSinceWhereTheClockIsPutBack(t *testing.T) {
 	}
 }
 
+// Who asks since a time to which this node's clock has not come yet is told what is new.
+func TestFollowSinceOfAClockThatIsAhead(t *testing.T) {
+	ring := NewRing(63)
+	ring.Take(events(10, 20))
+	o, conn, _ := serve(t, ring, "good")
+	stream, err := observerpb.NewObserverClient(conn).GetFlows(t.Context(), &observerpb.GetFlowsRequest{Since: timestamppb.New(time.Now().Add(time.Minute)), Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan struct{})
+	go func() { // a stream does not say when it has begun
+		for {
+			select {
+			case <-told:
+				return
+			case <-time.After(5 * time.Millisecond):
+				o.Take(events(30, 31))
+			}
+		}
+	}()
+	r, err := stream.Recv()
+	close(told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.GetFlow().GetL4().GetTCP().GetSourcePort(); got != 30 {
+		t.Errorf("got %d, which was there before", got)
+	}
+}
+
 // A reader that is slower than the ring is told what it has missed; nothing is told twice.
 func TestSlowReaderIsTold(t *testing.T) {
 	const all = 20000

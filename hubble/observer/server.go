@@ -66,8 +66,8 @@ func (o *Observer) GetFlows(req *observerpb.GetFlowsRequest, stream grpc.ServerS
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	at, end, skip := o.start(q)
-	if q.follow && q.since.IsValid() && q.since.AsTime().Before(time.Now()) {
-		q.heldUntil = end // whatever comes is new, also where this node's clock is put back
+	if q.follow {
+		q.heldUntil = end // whatever comes is new, also where this node's clock is put back, or is behind that of who asks
 	}
 	buf := make([]flow.Event, chunk)
 	lost := o.kernelLost.Load()

@@ -37,6 +37,9 @@ const (
 	settle = 300 * time.Millisecond
 	// slack is how much older than one before it a flow of a node may be: its program was held up between the two.
 	slack = time.Second
+	// putBack is how much older than one before it a flow has to be for its node's clock to have been put back. What a
+	// stream tells after that may have been told before it.
+	putBack = 10 * slack
 	// maxTold bounds the flows of a node that are remembered: as many as an agent can hold, and tell once more.
 	maxTold = 1 << 16
 	// reconnect is how long after the end of a node's stream it is asked again, with -f.
@@ -158,8 +161,8 @@ func (l *last) remember(f *flowpb.Flow) {
 	if !l.told || at.Before(l.oldest) {
 		l.oldest = at
 	}
-	// What is older than another by more than slack says that the node's clock was put back: those to come are about as old.
-	if !l.told || at.After(l.newest) || at.Before(l.newest.Add(-slack)) {
+	// Where the clock was put back, those to come are about as old.
+	if !l.told || at.After(l.newest) || at.Before(l.newest.Add(-putBack)) {
 		l.newest = at
 	}
 	l.told = true

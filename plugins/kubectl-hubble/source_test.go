@@ -186,6 +186,10 @@ func TestClockPutBack(t *testing.T) {
 		n++
 		tell(n, start)
 	}
+	n++
+	if tell(n, start.Add(-2*slack)); l.since().Before(start.Add(-slack)) {
+		t.Errorf("after a flow that came late it goes on at %v", l.since())
+	}
 	back := start.Add(-time.Hour)
 	for i := range 3 * maxTold {
 		n++
