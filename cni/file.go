@@ -68,8 +68,7 @@ func RemoveUnfinished(path string) {
 	}
 	for _, e := range entries {
 		random, ok := strings.CutPrefix(e.Name(), "."+filepath.Base(path)+".")
-		ours := ok && random != "" && strings.Trim(random, "0123456789") == ""
-		if ours || e.Name() == filepath.Base(path)+".new" { // the latter is what the release before this one used
+		if ok && random != "" && strings.Trim(random, "0123456789") == "" {
 			_ = os.Remove(filepath.Join(filepath.Dir(path), e.Name()))
 		}
 	}

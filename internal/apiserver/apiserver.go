@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
+
+	"github.com/kube-cilium/kube-cilium/cni"
 )
 
 var (
@@ -240,16 +242,9 @@ func (s *Servers) remember(addrs []string) error {
 	if s.stateDir == "" || slices.Equal(addrs, s.recall()) {
 		return nil
 	}
-	f, err := os.CreateTemp(s.stateDir, stateFile+".*")
-	if err != nil {
-		return fmt.Errorf("remember API servers: %w", err)
-	}
-	defer os.Remove(f.Name())
-	_, err = f.WriteString(strings.Join(addrs, "\n") + "\n")
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("remember API servers: %w", err)
-	}
-	if err := os.Rename(f.Name(), filepath.Join(s.stateDir, stateFile)); err != nil {
+	path := filepath.Join(s.stateDir, stateFile)
+	cni.RemoveUnfinished(path)
+	if err := cni.WriteFile(path, []byte(strings.Join(addrs, "\n")+"\n"), 0o600); err != nil {
 		return fmt.Errorf("remember API servers: %w", err)
 	}
 	return nil

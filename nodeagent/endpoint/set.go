@@ -579,6 +579,7 @@ func (s *Set) readResting() {
 	var resting map[netip.Addr]time.Time
 	path := filepath.Join(s.StateDir, restingFile)
 	cni.RemoveUnfinished(path)
+	_ = os.Remove(path + ".new") // what the release before this one wrote first
 	switch err := cni.ReadFileOfThisBoot(path, &resting); {
 	case errors.Is(err, fs.ErrNotExist):
 		return
