@@ -424,6 +424,11 @@ func TestNoUplinkIsSaid(t *testing.T) {
 	if err := d.Configure(t.Context(), f.config()); !errors.Is(err, ErrNoUplink) {
 		t.Fatalf("want ErrNoUplink, got %v", err)
 	}
+	named := f.config()
+	named.Devices = []string{"nosuch0"}
+	if err := d.Configure(t.Context(), named); !errors.Is(err, ErrNoUplink) || !strings.Contains(err.Error(), "devices are nosuch0") {
+		t.Errorf("devices that are not there: %v", err)
+	}
 	p := f.addPod(d, 9) // pods of this node are served all the same
 	f.echo(f.pods[9], netip.AddrPortFrom(p.IPv4, 7000))
 	must(t, d.SetHostAddresses([]netip.Addr{node4}))

@@ -46,7 +46,7 @@ func (d *Datapath) Configure(ctx context.Context, cfg Config) error {
 		return d.health
 	}
 	if len(d.uplinks) == 0 {
-		d.health = ErrNoUplink
+		d.health = noUplink(cfg)
 	}
 	last := uint16(0)
 	for id := range d.pods {

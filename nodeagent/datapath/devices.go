@@ -86,6 +86,14 @@ func findUplinks(cfg Config) ([]uplink, error) {
 	return out, nil
 }
 
+// noUplink says why there is none.
+func noUplink(cfg Config) error {
+	if len(cfg.Devices) > 0 {
+		return fmt.Errorf("%w: the CiliumConfig's devices are %s, and this node has no such device", ErrNoUplink, strings.Join(cfg.Devices, ", "))
+	}
+	return fmt.Errorf("%w: neither a default route nor the node's address (name it in the CiliumConfig's devices)", ErrNoUplink)
+}
+
 func matchDevices(links []netlink.Link, patterns []string) map[int]bool {
 	found := map[int]bool{}
 	for _, l := range links {

@@ -20,7 +20,7 @@ var (
 	// ErrNoIPv6: an IPv6 address is asked for and the kernel has no IPv6.
 	ErrNoIPv6 = errors.New("no IPv6 in this kernel (boot without ipv6.disable=1, or take the IPv6 pool out of the CiliumConfig)")
 	// ErrNoUplink: no device carries traffic off the node.
-	ErrNoUplink = errors.New("no uplink found: neither a default route nor the node's address (name it in the CiliumConfig's devices)")
+	ErrNoUplink = errors.New("no uplink found")
 	// ErrTunnelPortTaken: another VXLAN device or socket has the tunnel's UDP port.
 	ErrTunnelPortTaken = errors.New("tunnel port is taken (choose another with the CiliumConfig's routing.tunnelPort)")
 	// ErrNewerLayout: what is pinned was made by a newer release in a way that this one cannot read.

@@ -145,7 +145,7 @@ func (d *Datapath) refresh(ctx context.Context) error {
 	}
 	d.health = d.configure(ctx)
 	if d.health == nil && len(d.uplinks) == 0 {
-		d.health = ErrNoUplink
+		d.health = noUplink(*d.cfg)
 	}
 	return d.health
 }
