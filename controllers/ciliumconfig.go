@@ -5,6 +5,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -144,7 +145,37 @@ func foldConfig(config *v1alpha1.CiliumConfig, nodes []corev1.Node, cns []v1alph
 	} else {
 		set(v1alpha1.ConditionPrefixesAssigned, true, "Assigned", "every node holds its prefixes")
 	}
+	if in := hostsInPools(config.Spec.IPAM, nodes); len(in) > 0 {
+		set(v1alpha1.ConditionPoolsApart, false, "PoolHoldsHosts", few(in)+
+			": all of a pool is the pods', so they do not reach what else lives there; take a pool that nobody uses (to change one, delete the CiliumConfig and create another)")
+	} else {
+		set(v1alpha1.ConditionPoolsApart, true, "Apart", "no pool holds a node's address")
+	}
 	return s
+}
+
+// hostsInPools says which nodes have an address of a pool that a person wrote. From the default pool their networks are
+// left out.
+func hostsInPools(pools *v1alpha1.IPAMConfig, nodes []corev1.Node) []string {
+	if pools == nil {
+		return nil
+	}
+	var ranges []netip.Prefix
+	for _, p := range []*v1alpha1.AddressPool{pools.IPv4, pools.IPv6} {
+		if p != nil {
+			ranges = append(ranges, parsePrefixes(p.CIDRs)...)
+		}
+	}
+	var out []string
+	for i := range nodes {
+		for _, a := range hostAddresses(&nodes[i]) {
+			if in := slices.IndexFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) }); in >= 0 {
+				out = append(out, fmt.Sprintf("%s holds %v of node %s", ranges[in], a, nodes[i].Name))
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // waitingFor says what keeps a node from counting as ready, "" for nothing.

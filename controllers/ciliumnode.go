@@ -326,21 +326,21 @@ func poolsOf(spec *v1alpha1.CiliumConfigSpec) []ipam.Pool {
 	return out
 }
 
-// hostRanges are addresses that pods cannot have because a host has them. The default pool was chosen by nobody and
-// likely holds the network of the nodes, so there a /16 around each node is left out; in a pool that a person wrote,
-// only the addresses themselves.
+// hostRanges are addresses that pods cannot have because a host has them.
 func hostRanges(n *corev1.Node, defaultPool bool) []netip.Prefix {
 	var out []netip.Prefix
+	for _, addr := range hostAddresses(n) {
+		out = append(out, ipam.HostRange(addr, defaultPool))
+	}
+	return out
+}
+
+func hostAddresses(n *corev1.Node) []netip.Addr {
+	var out []netip.Addr
 	for _, a := range n.Status.Addresses {
-		addr, err := netip.ParseAddr(a.Address)
-		if err != nil {
-			continue // a host name
+		if addr, err := netip.ParseAddr(a.Address); err == nil { // else a host name
+			out = append(out, addr.Unmap())
 		}
-		bits := addr.BitLen()
-		if defaultPool && addr.Is4() {
-			bits = 16
-		}
-		out = append(out, netip.PrefixFrom(addr, bits).Masked())
 	}
 	return out
 }

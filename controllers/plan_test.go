@@ -336,13 +336,13 @@ func TestFoldConfig(t *testing.T) {
 		want    string
 		message string
 	}{
-		{"no nodes", nil, nil, nil, nil, "0/0", "PrefixesAssigned Ready", ""},
-		{"all ready", three, nil, []v1alpha1.CiliumNodeReport{good("a"), good("b"), good("c")}, alive, "3/3", "PrefixesAssigned Ready", ""},
+		{"no nodes", nil, nil, nil, nil, "0/0", "PoolsApart PrefixesAssigned Ready", ""},
+		{"all ready", three, nil, []v1alpha1.CiliumNodeReport{good("a"), good("b"), good("c")}, alive, "3/3", "PoolsApart PrefixesAssigned Ready", ""},
 		{"one old, one silent", three, nil, []v1alpha1.CiliumNodeReport{good("a"), at(2, nodeReport("b", "", v1alpha1.ConditionReady)), good("c")}, silent,
-			"1/3", "PrefixesAssigned Reconciling", "1/3 nodes are ready; waiting for b (runs generation 2), c (the agent is silent)"},
+			"1/3", "PoolsApart PrefixesAssigned Reconciling", "1/3 nodes are ready; waiting for b (runs generation 2), c (the agent is silent)"},
 		{"one never came, one starts", three, nil, []v1alpha1.CiliumNodeReport{good("a"), at(3, nodeReport("b", ""))}, alive,
-			"1/3", "PrefixesAssigned Reconciling", "1/3 nodes are ready; waiting for b (the agent is starting), c (no agent has reported)"},
-		{"exhausted", three, []v1alpha1.CiliumNode{lacking}, []v1alpha1.CiliumNodeReport{good("a"), good("b"), good("c")}, alive, "3/3", "Stalled", "b: no free /24"},
+			"1/3", "PoolsApart PrefixesAssigned Reconciling", "1/3 nodes are ready; waiting for b (the agent is starting), c (no agent has reported)"},
+		{"exhausted", three, []v1alpha1.CiliumNode{lacking}, []v1alpha1.CiliumNodeReport{good("a"), good("b"), good("c")}, alive, "3/3", "PoolsApart Stalled", "b: no free /24"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			got := foldConfig(config, row.nodes, row.cns, row.reports, row.leases, noon)
@@ -356,13 +356,37 @@ func TestFoldConfig(t *testing.T) {
 				}
 			}
 			slices.Sort(is)
-			if got.Nodes != row.count || strings.Join(is, " ") != row.want || len(got.Conditions) != 4 {
+			if got.Nodes != row.count || strings.Join(is, " ") != row.want || len(got.Conditions) != 5 {
 				t.Errorf("got %s, true: %v", got.Nodes, is)
 			}
 			if c := meta.FindStatusCondition(got.Conditions, v1alpha1.ConditionReady); row.message != "" && c.Message != row.message {
 				t.Errorf("message %q", c.Message)
 			}
 		})
+	}
+}
+
+func TestPoolsApart(t *testing.T) {
+	node := coreNode("a")
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "a"}, {Type: corev1.NodeInternalIP, Address: "10.1.2.3"}, {Type: corev1.NodeInternalIP, Address: "fd00::3"}}
+	dual := func(ipv4, ipv6 string) *v1alpha1.IPAMConfig {
+		return &v1alpha1.IPAMConfig{IPv4: &v1alpha1.AddressPool{CIDRs: []string{ipv4}}, IPv6: &v1alpha1.AddressPool{CIDRs: []string{ipv6}}}
+	}
+	for _, row := range []struct {
+		name  string
+		pools *v1alpha1.IPAMConfig
+		want  string // how the message begins, where it is False
+	}{
+		{"of nobody's choice", nil, ""},
+		{"apart", dual("10.244.0.0/16", "fd01::/56"), ""},
+		{"around the node", dual("10.1.0.0/16", "fd01::/56"), "10.1.0.0/16 holds 10.1.2.3 of node a: "},
+		{"around both its addresses", dual("10.0.0.0/8", "fd00::/56"), "10.0.0.0/8 holds 10.1.2.3 of node a, fd00::/56 holds fd00::3 of node a: "},
+	} {
+		got := foldConfig(&v1alpha1.CiliumConfig{Spec: v1alpha1.CiliumConfigSpec{IPAM: row.pools}}, []corev1.Node{node}, nil, nil, nil, noon)
+		c := meta.FindStatusCondition(got.Conditions, v1alpha1.ConditionPoolsApart)
+		if c == nil || (c.Status == metav1.ConditionFalse) != (row.want != "") || !strings.HasPrefix(c.Message, row.want) {
+			t.Errorf("%s: %+v", row.name, c)
+		}
 	}
 }
 

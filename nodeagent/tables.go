@@ -10,6 +10,7 @@ import (
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/bpf"
 	"github.com/kube-cilium/kube-cilium/internal/identity"
+	"github.com/kube-cilium/kube-cilium/internal/ipam"
 	"github.com/kube-cilium/kube-cilium/nodeagent/datapath"
 )
 
@@ -79,6 +80,12 @@ func makeTables(w world) tables {
 			}
 		}
 	}
+	hosts := hostNetworks(w.spec, pools, nodes, owners)
+	for _, p := range hosts {
+		if _, ok := t.prefixes[p]; !ok {
+			t.prefixes[p] = datapath.Peer{Identity: uint32(identity.World)}
+		}
+	}
 	// Of those who say that they have one address, the node that was there first is believed: its agent cannot change that.
 	first := slices.Clone(nodes)
 	slices.SortStableFunc(first, func(a, b v1alpha1.CiliumNode) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
@@ -87,7 +94,7 @@ func makeTables(w world) tables {
 			continue
 		}
 		for _, a := range addressesOf(n) {
-			if _, taken := t.peers[a]; taken || slices.Contains(mine, a) || contains(pools, a) || owners.of(a) != "" {
+			if _, taken := t.peers[a]; taken || slices.Contains(mine, a) || contains(pools, a) && !contains(hosts, a) || owners.of(a) != "" {
 				continue // who says that it has another's address is not believed
 			}
 			// What its host sends us through the tunnel comes from its underlay address, whatever the family inside.
@@ -127,6 +134,23 @@ func makeTables(w world) tables {
 		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
 	})
 	return t
+}
+
+// hostNetworks are the networks of the nodes in the default pool, which nobody chose: no node gets a prefix there, and
+// what lives in them is the world's. An address that lies in a node's prefix is no host's, whoever says so.
+func hostNetworks(spec v1alpha1.CiliumConfigSpec, pools []netip.Prefix, nodes []v1alpha1.CiliumNode, owners owners) []netip.Prefix {
+	if spec.IPAM != nil {
+		return nil
+	}
+	var out []netip.Prefix
+	for _, n := range nodes {
+		for _, a := range addressesOf(n) {
+			if p := ipam.HostRange(a, true); contains(pools, a) && owners.of(a) == "" && !slices.Contains(out, p) {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
 }
 
 // outside enters the ranges beyond the cluster that are treated apart. What lies in a pool is the cluster's whatever

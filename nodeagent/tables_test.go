@@ -194,6 +194,44 @@ func TestTables(t *testing.T) {
 	}
 }
 
+// In the default pool, which nobody chose, the networks of the nodes stay what they are: a pod reaches the other nodes
+// and what else lives there. Whose address lies in a node's prefix is no host.
+func TestNodesInTheDefaultPool(t *testing.T) {
+	me := ciliumNode("me", "10.1.0.7", "", "10.0.0.0/24")
+	other := ciliumNode("other", "10.1.200.7", "", "10.0.1.0/24")
+	far := ciliumNode("far", "10.9.1.1", "2001:db8::9", "10.0.2.0/24")
+	liar := ciliumNode("liar", "10.0.1.9", "", "10.0.3.0/24")
+	const none = "- 2 0"
+	want := map[string]string{"10.0.0.0/8": "- 127 8", "10.1.0.0/16": none, "10.9.0.0/16": none}
+	w := world{self: "me", nodes: []v1alpha1.CiliumNode{me, other, far, liar}}
+	got := makeTables(w)
+	for key, want := range want {
+		if is := text(got)[key]; is != want {
+			t.Errorf("%s: got %q, want %q", key, is, want)
+		}
+	}
+	for p := range got.prefixes {
+		if p.Bits() == 16 && want[p.String()] == "" {
+			t.Errorf("%v is the nodes' own", p)
+		}
+	}
+	for address, is := range map[string]bool{"10.1.200.7": true, "10.9.1.1": true, "2001:db8::9": true, "10.0.1.9": false, "10.1.0.7": false} {
+		if p, ok := got.peers[netip.MustParseAddr(address)]; ok != is || ok && p.Flags != peerNode {
+			t.Errorf("%s: %v, %+v", address, ok, p)
+		}
+	}
+
+	// In a pool that a person wrote all is the cluster's, and nobody is believed to have an address of it.
+	w.spec.IPAM = &v1alpha1.IPAMConfig{IPv4: &v1alpha1.AddressPool{CIDRs: []string{"10.0.0.0/8"}}}
+	got = makeTables(w)
+	if _, ok := got.prefixes[netip.MustParsePrefix("10.1.0.0/16")]; ok {
+		t.Error("the nodes' network is taken out of a pool that a person wrote")
+	}
+	if p, ok := got.peers[netip.MustParseAddr("10.1.200.7")]; ok {
+		t.Errorf("a node is believed to have an address of the pool: %+v", p)
+	}
+}
+
 func difference(got, want map[string]string) (out string) {
 	for k, v := range got {
 		if w, ok := want[k]; !ok || w != v {

@@ -248,7 +248,7 @@ type CiliumConfigStatus struct {
 	// nodes is "ready/total", for people.
 	// +optional
 	Nodes string `json:"nodes,omitempty"`
-	// conditions are Ready, Reconciling, Stalled and PrefixesAssigned.
+	// conditions are Ready, Reconciling, Stalled, PrefixesAssigned and PoolsApart.
 	// +listType=map
 	// +listMapKey=type
 	// +optional

@@ -12,6 +12,9 @@ const (
 	ConditionStalled = "Stalled"
 	// ConditionPrefixesAssigned is False on a CiliumNode or CiliumConfig when a pool is exhausted.
 	ConditionPrefixesAssigned = "PrefixesAssigned"
+	// ConditionPoolsApart is False on a CiliumConfig with a pool that holds an address of a node: what else is in the
+	// nodes' own network is nobody's there, and pods do not reach it.
+	ConditionPoolsApart = "PoolsApart"
 	// ConditionDatapathReady is True on a CiliumNodeReport once programs and maps are in force.
 	ConditionDatapathReady = "DatapathReady"
 	// ConditionKernelSupported is False on a CiliumNodeReport when the kernel lacks what has no fallback.

@@ -144,6 +144,17 @@ type span struct{ first, last netip.Addr }
 
 func spanOf(p netip.Prefix) span { return span{p.Addr(), lastOf(p)} }
 
+// HostRange is what the address of a host takes from the pods' pool. The default pool was chosen by nobody and likely
+// holds the network of the nodes: there it is the /16 around the address, and what lives in it beside the nodes is
+// reached as ever. From a pool that a person wrote it is the address alone.
+func HostRange(host netip.Addr, defaultPool bool) netip.Prefix {
+	bits := host.BitLen()
+	if defaultPool && host.Is4() {
+		bits = 16
+	}
+	return netip.PrefixFrom(host, bits).Masked()
+}
+
 // spans is sorted, and no two touch or overlap.
 type spans []span
 

@@ -350,6 +350,9 @@ func (out *Summary) summarizeConfig(s *Snapshot) {
 				out.err(object, "%s", said(cond))
 			}
 		}
+		if cond := meta.FindStatusCondition(c.Status.Conditions, v1alpha1.ConditionPoolsApart); cond != nil && cond.Status == metav1.ConditionFalse {
+			out.warn(object, "%s", said(cond))
+		}
 		if cond := meta.FindStatusCondition(c.Status.Conditions, v1alpha1.ConditionReconciling); cond != nil && cond.Status == metav1.ConditionTrue {
 			out.warn(object, "%s", said(cond))
 		}

@@ -19,7 +19,7 @@ type CiliumConfigStatusApplyConfiguration struct {
 	NodesTotal *int32 `json:"nodesTotal,omitempty"`
 	// nodes is "ready/total", for people.
 	Nodes *string `json:"nodes,omitempty"`
-	// conditions are Ready, Reconciling, Stalled and PrefixesAssigned.
+	// conditions are Ready, Reconciling, Stalled, PrefixesAssigned and PoolsApart.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 }
 
