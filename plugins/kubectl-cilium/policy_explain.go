@@ -40,7 +40,7 @@ func (p *plugin) policyExplain() *cobra.Command {
   kubectl cilium policy explain --from deploy/front --to sts/web --port 8080 -n shop
 
   # A service, from another namespace
-  kubectl cilium policy explain --from jobs/import --to svc/shop/web --port 80
+  kubectl cilium policy explain --from batch/import --to svc/shop/web --port 80
 
   # Somebody from outside, for a script
   kubectl cilium policy explain --from 192.0.2.7 --to shop/web-0 --port 8080 -o jsonpath='{.answers[0].verdict}'`,
