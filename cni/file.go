@@ -59,6 +59,14 @@ func ReadFileOfThisBoot(path string, into any) error {
 	return err
 }
 
+// TakeUpFileOfThisBoot is ReadFileOfThisBoot for who alone writes path, before its first write: what the process before it
+// has left unfinished goes.
+func TakeUpFileOfThisBoot(path string, into any) error {
+	RemoveUnfinished(path)
+	_ = os.Remove(path + ".new") // what the release before this one wrote first
+	return ReadFileOfThisBoot(path, into)
+}
+
 // RemoveUnfinished takes away what processes that died while they wrote path have left beside it. Only for who alone
 // writes path, before its first write.
 func RemoveUnfinished(path string) {

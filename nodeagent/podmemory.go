@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"reflect"
 	"sync"
@@ -39,9 +38,7 @@ type lastPods struct {
 // takeUp reads what the agent before this one has kept in a file, and takes away what it has left unfinished. False where
 // there is nothing to be had.
 func takeUp(path string, into any, log logr.Logger) bool {
-	cni.RemoveUnfinished(path)
-	_ = os.Remove(path + ".new") // what the release before this one wrote first
-	err := cni.ReadFileOfThisBoot(path, into)
+	err := cni.TakeUpFileOfThisBoot(path, into)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		log.Info("what the last agent kept is left out", "file", path, "reason", err.Error())
 	}

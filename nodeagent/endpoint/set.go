@@ -577,10 +577,7 @@ func (s *Set) writeResting() {
 
 func (s *Set) readResting() {
 	var resting map[netip.Addr]time.Time
-	path := filepath.Join(s.StateDir, restingFile)
-	cni.RemoveUnfinished(path)
-	_ = os.Remove(path + ".new") // what the release before this one wrote first
-	switch err := cni.ReadFileOfThisBoot(path, &resting); {
+	switch err := cni.TakeUpFileOfThisBoot(filepath.Join(s.StateDir, restingFile), &resting); {
 	case errors.Is(err, fs.ErrNotExist):
 		return
 	case errors.Is(err, cni.ErrTorn): // and what rested before the machine stopped rests no more
