@@ -145,7 +145,7 @@ func foldConfig(config *v1alpha1.CiliumConfig, nodes []corev1.Node, cns []v1alph
 	} else {
 		set(v1alpha1.ConditionPrefixesAssigned, true, "Assigned", "every node holds its prefixes")
 	}
-	if in := hostsInPools(config.Spec.IPAM, nodes); len(in) > 0 {
+	if in := hostsInPools(&config.Spec, nodes); len(in) > 0 {
 		set(v1alpha1.ConditionPoolsApart, false, "PoolHoldsHosts", few(in)+
 			": all of a pool is the pods', so they do not reach what else lives there; take a pool that nobody uses (to change one, delete the CiliumConfig and create another)")
 	} else {
@@ -156,15 +156,13 @@ func foldConfig(config *v1alpha1.CiliumConfig, nodes []corev1.Node, cns []v1alph
 
 // hostsInPools says which nodes have an address of a pool that a person wrote. From the default pool their networks are
 // left out.
-func hostsInPools(pools *v1alpha1.IPAMConfig, nodes []corev1.Node) []string {
-	if pools == nil {
+func hostsInPools(spec *v1alpha1.CiliumConfigSpec, nodes []corev1.Node) []string {
+	if spec.IPAM == nil {
 		return nil
 	}
 	var ranges []netip.Prefix
-	for _, p := range []*v1alpha1.AddressPool{pools.IPv4, pools.IPv6} {
-		if p != nil {
-			ranges = append(ranges, parsePrefixes(p.CIDRs)...)
-		}
+	for _, pool := range poolsOf(spec) {
+		ranges = append(ranges, pool.CIDRs...)
 	}
 	var out []string
 	for i := range nodes {
