@@ -260,10 +260,8 @@ func (r *runner) waitReady(ctx context.Context, want int) error {
 
 // notReady says in words what keeps a pod, "" for one that is ready.
 func notReady(p *corev1.Pod) string {
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && len(p.Status.PodIPs) > 0 {
-			return ""
-		}
+	if cluster.PodReady(p) && len(p.Status.PodIPs) > 0 {
+		return ""
 	}
 	for _, c := range p.Status.ContainerStatuses {
 		if w := c.State.Waiting; w != nil && w.Reason != "ContainerCreating" {

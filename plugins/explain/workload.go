@@ -11,6 +11,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/kube-cilium/kube-cilium/plugins/cluster"
 )
 
 // kinds of workloads by kubectl's words for them.
@@ -45,7 +47,7 @@ func (w *World) podOf(kind, namespace, name, asked string) (*party, error) {
 		return nil, fmt.Errorf("%w: %s: there is no %s %s in namespace %s, or it has no pod with an address (kubectl get pods -n %s)", ErrQuestion, asked, kind, name, namespace, namespace)
 	}
 	chosen := slices.MinFunc(pods, func(a, b *corev1.Pod) int {
-		if x, y := ready(a), ready(b); x != y {
+		if x, y := cluster.PodReady(a), cluster.PodReady(b); x != y {
 			if x {
 				return -1
 			}
@@ -70,10 +72,4 @@ func owns(kind, name string, p *corev1.Pod) bool {
 		return owner.Kind == "ReplicaSet" && hash != "" && owner.Name == name+"-"+hash
 	}
 	return owner.Kind == kind && owner.Name == name
-}
-
-func ready(p *corev1.Pod) bool {
-	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
-	})
 }

@@ -251,8 +251,7 @@ func (out *Summary) summarizeOperator(s *Snapshot) {
 // ending are the pods that are being deleted and still say that they are ready: a DaemonSet counts them.
 func ending(pods []corev1.Pod, app string) (n int32) {
 	for i := range pods {
-		c := podCondition(&pods[i], corev1.PodReady)
-		if pods[i].Labels[cluster.LabelName] == app && pods[i].DeletionTimestamp != nil && c != nil && c.Status == corev1.ConditionTrue {
+		if pods[i].Labels[cluster.LabelName] == app && pods[i].DeletionTimestamp != nil && cluster.PodReady(&pods[i]) {
 			n++
 		}
 	}
@@ -275,7 +274,7 @@ func (out *Summary) troubledPods(s *Snapshot, app string) {
 				out.err("pod/"+p.Name, "container %s%s: %s", c.Name, where, why)
 			}
 		}
-		if c := podCondition(p, corev1.PodScheduled); c != nil && c.Status == corev1.ConditionFalse {
+		if c := cluster.PodCondition(p, corev1.PodScheduled); c != nil && c.Status == corev1.ConditionFalse {
 			out.err("pod/"+p.Name, "not scheduled: %s", c.Message)
 		}
 	}
@@ -300,15 +299,6 @@ func trouble(c corev1.ContainerStatus) string {
 		}
 	}
 	return why
-}
-
-func podCondition(p *corev1.Pod, kind corev1.PodConditionType) *corev1.PodCondition {
-	for i := range p.Status.Conditions {
-		if p.Status.Conditions[i].Type == kind {
-			return &p.Status.Conditions[i]
-		}
-	}
-	return nil
 }
 
 func configGeneration(s *Snapshot) int64 {
@@ -341,20 +331,19 @@ func (out *Summary) summarizeConfig(s *Snapshot) {
 		case ready.Status != metav1.ConditionTrue:
 			out.warn(object, "%s", said(ready))
 		}
-		for _, kind := range []string{v1alpha1.ConditionStalled, v1alpha1.ConditionPrefixesAssigned} {
-			bad := metav1.ConditionTrue
-			if kind == v1alpha1.ConditionPrefixesAssigned {
-				bad = metav1.ConditionFalse
+		for _, other := range []struct {
+			kind string
+			bad  metav1.ConditionStatus
+			tell func(object, format string, args ...any)
+		}{
+			{v1alpha1.ConditionStalled, metav1.ConditionTrue, out.err},
+			{v1alpha1.ConditionPrefixesAssigned, metav1.ConditionFalse, out.err},
+			{v1alpha1.ConditionPoolsApart, metav1.ConditionFalse, out.warn},
+			{v1alpha1.ConditionReconciling, metav1.ConditionTrue, out.warn},
+		} {
+			if cond := meta.FindStatusCondition(c.Status.Conditions, other.kind); cond != nil && cond.Status == other.bad {
+				other.tell(object, "%s", said(cond))
 			}
-			if cond := meta.FindStatusCondition(c.Status.Conditions, kind); cond != nil && cond.Status == bad {
-				out.err(object, "%s", said(cond))
-			}
-		}
-		if cond := meta.FindStatusCondition(c.Status.Conditions, v1alpha1.ConditionPoolsApart); cond != nil && cond.Status == metav1.ConditionFalse {
-			out.warn(object, "%s", said(cond))
-		}
-		if cond := meta.FindStatusCondition(c.Status.Conditions, v1alpha1.ConditionReconciling); cond != nil && cond.Status == metav1.ConditionTrue {
-			out.warn(object, "%s", said(cond))
 		}
 	}
 }
@@ -589,10 +578,6 @@ func (out *Summary) policies(s *Snapshot) {
 	for i := range s.Policies {
 		p := &s.Policies[i]
 		state := view.Of(policy.KindNetworkPolicy, p.Namespace, p.Name, p.ResourceVersion)
-		if state.Done() && state.Wanted > 0 {
-			out.PoliciesInForce++
-			continue
-		}
 		object := fmt.Sprintf("networkpolicy/%s in namespace %s", p.Name, p.Namespace)
 		if state.Wanted == 0 {
 			why := "no node's agent has reported"
@@ -602,11 +587,12 @@ func (out *Summary) policies(s *Snapshot) {
 			out.warn(object, "nobody tells whether it is in force: %s", why)
 			continue
 		}
-		why := "no node has reported yet"
-		if waiting := state.In(progress.Exception, progress.Behind); len(waiting) > 0 {
-			why = fmt.Sprintf("node/%s: %s", waiting[0].Name, strings.TrimPrefix(waiting[0].Reason+": "+waiting[0].Message, ": "))
+		if state.Done() {
+			out.PoliciesInForce++
+			continue
 		}
-		out.warn(object, "in force on %s nodes; %s", state.Counts(), why)
+		first := state.In(progress.Exception, progress.Behind)[0] // there is one: it is not in force on all that count
+		out.warn(object, "in force on %s nodes; node/%s: %s", state.Counts(), first.Name, strings.TrimPrefix(first.Reason+": "+first.Message, ": "))
 	}
 }
 

@@ -89,8 +89,10 @@ func TestUninstall(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	remains := make(chan struct{})
 	plugin := func(stdin string, args ...string) (code int, stdout, stderr string) {
-		var out, errOut bytes.Buffer
+		var out bytes.Buffer
+		errOut := listening{text: contentRemains, heard: remains}
 		streams := genericiooptions.IOStreams{In: strings.NewReader(stdin), Out: &out, ErrOut: &errOut}
 		code = run(t.Context(), streams, append([]string{"--kubeconfig", env.Kubeconfig}, args...))
 		return code, out.String(), errOut.String()
@@ -150,7 +152,7 @@ func TestUninstall(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		endNamespace(ctx, t, c)
+		endNamespace(ctx, t, c, remains)
 	}()
 	code, out, errOut = plugin("", "uninstall", "--yes", "--node-timeout", "90s")
 	cancel()
@@ -160,7 +162,7 @@ func TestUninstall(t *testing.T) {
 	if code != 0 {
 		t.Fatalf("exit %d: %s", code, errOut)
 	}
-	for _, want := range []string{"waiting until namespace/kube-cilium-system is gone", "namespace/kube-cilium-system: Some content remains: pods. has 1 resource instances"} {
+	for _, want := range []string{"waiting until namespace/kube-cilium-system is gone", "namespace/kube-cilium-system: " + contentRemains} {
 		if !strings.Contains(errOut, want) {
 			t.Errorf("stderr lacks %q:\n%s", want, errOut)
 		}
@@ -192,8 +194,27 @@ func TestUninstall(t *testing.T) {
 	}
 }
 
-// endNamespace plays the part of the controller manager: it says what is left in our namespace, and ends it.
-func endNamespace(ctx context.Context, t *testing.T, c client.Client) {
+const contentRemains = "Some content remains: pods. has 1 resource instances"
+
+// listening closes heard when the text is written.
+type listening struct {
+	bytes.Buffer
+	text  string
+	heard chan struct{}
+}
+
+func (l *listening) Write(p []byte) (int, error) {
+	n, err := l.Buffer.Write(p)
+	if l.text != "" && strings.Contains(l.String(), l.text) {
+		l.text = ""
+		close(l.heard)
+	}
+	return n, err
+}
+
+// endNamespace plays the part of the controller manager: it says what is left in our namespace, and ends it once that was
+// passed on.
+func endNamespace(ctx context.Context, t *testing.T, c client.Client, heard <-chan struct{}) {
 	var ns corev1.Namespace
 	for {
 		if err := c.Get(ctx, client.ObjectKey{Name: cluster.Namespace}, &ns); err != nil {
@@ -207,13 +228,17 @@ func endNamespace(ctx context.Context, t *testing.T, c client.Client) {
 	}
 	ns.Status.Conditions = []corev1.NamespaceCondition{
 		{Type: corev1.NamespaceDeletionDiscoveryFailure, Status: corev1.ConditionFalse, Message: "All resources successfully discovered"},
-		{Type: corev1.NamespaceContentRemaining, Status: corev1.ConditionTrue, Message: "Some content remains: pods. has 1 resource instances"},
+		{Type: corev1.NamespaceContentRemaining, Status: corev1.ConditionTrue, Message: contentRemains},
 	}
 	if err := c.Status().Update(ctx, &ns); err != nil {
 		t.Error(err)
 		return
 	}
-	time.Sleep(3 * podPoll) // whoever waits looks in between
+	select {
+	case <-heard:
+	case <-ctx.Done():
+		return
+	}
 	ns.Spec.Finalizers = nil
 	if err := c.SubResource("finalize").Update(ctx, &ns); err != nil {
 		t.Error(err)
