@@ -26,6 +26,9 @@ func Path(name string) string { return filepath.Join(dir, name) }
 
 // Make makes a named namespace with its loopback up.
 func Make(name string) error {
+	if err := shareFolder(); err != nil {
+		return err
+	}
 	return inThread(func() error {
 		ns, err := netns.NewNamed(name)
 		if err != nil {
@@ -38,6 +41,25 @@ func Make(name string) error {
 		}
 		return netlink.LinkSetUp(lo)
 	})
+}
+
+// shareFolder makes the folder of names a mount that others see, as whoever makes the first name has to. Left to the next
+// who makes one (`ip netns add`), that mount would lie over our names, and nobody could remove them.
+func shareFolder() error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("network namespaces: %w", err)
+	}
+	share := func() error { return unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, "") }
+	err := share()
+	if errors.Is(err, unix.EINVAL) { // no mount yet
+		if err = unix.Mount(dir, dir, "", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = share()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make %s a shared mount: %w", dir, err)
+	}
+	return nil
 }
 
 // Remove removes a named namespace. One that is not there is fine.

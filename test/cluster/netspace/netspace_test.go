@@ -3,16 +3,21 @@
 package netspace_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/kube-cilium/kube-cilium/test/cluster/forward"
 	"github.com/kube-cilium/kube-cilium/test/cluster/netspace"
@@ -155,6 +160,36 @@ func TestGuardIsRemovedWhole(t *testing.T) {
 	}
 	if found, err = netspace.Guarded(); err != nil || contains(found, guarded[0]) || contains(found, guarded[1]) {
 		t.Errorf("left: %v, %v", found, err)
+	}
+}
+
+// Where nobody has made a name before us, `ip netns add` after us mounted the folder over itself and over our names, and
+// they could not be removed.
+func TestRemoveAfterNamesOfOthers(t *testing.T) {
+	needRoot(t)
+	const inside = "KUBE_CILIUM_TEST_OWN_MOUNTS"
+	if os.Getenv(inside) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), inside+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS")) {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	if err := errors.Join(unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""), unix.Mount("tmpfs", "/run", "tmpfs", 0, "")); err != nil {
+		t.Fatal(err)
+	}
+	name := space(t, "m")
+	theirs := name + "their"
+	if out, err := exec.Command("ip", "netns", "add", theirs).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got := netspace.List(name); len(got) != 2 {
+		t.Errorf("names: %v", got)
+	}
+	if err := errors.Join(netspace.Remove(name), netspace.Remove(theirs)); err != nil {
+		t.Error(err)
 	}
 }
 
