@@ -42,6 +42,7 @@ func start(args []string) error {
 	fs.IntVar(&o.millis, "slice", 30, "milliseconds of one slice")
 	fs.StringVar(&o.out, "out", "docs", "folder for benchmarks.md and benchmarks.json")
 	fs.StringVar(&o.testCluster, "test-cluster", os.Getenv("TEST_CLUSTER"), "the test-cluster binary")
+	fs.StringVar(&o.beside, "beside", "", "another checkout: measure what it builds beside what this one builds, same node and cross, and write nothing")
 	fs.StringVar(&o.kinds, "kinds", "rr,crr,rr-cross,crr-cross,udp,stream", "what is measured between shapes")
 	fs.StringVar(&o.cluster, "name", "bench", "name of the cluster that is made for it")
 	fs.StringVar(&o.only, "only", "", "some parts: same, cross, bigtcp, cut, cni, memory, programs, flows, policy, enforced; empty: all")
@@ -54,9 +55,14 @@ func start(args []string) error {
 	if o.testCluster == "" {
 		return errors.New("--test-cluster or TEST_CLUSTER must name the test-cluster binary (make bench sets it)")
 	}
-	var err error
-	if o.testCluster, err = filepath.Abs(o.testCluster); err != nil {
-		return err
+	for _, path := range []*string{&o.testCluster, &o.beside} {
+		if *path == "" {
+			continue
+		}
+		var err error
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

@@ -44,14 +44,15 @@ spec:
 `, benchNamespace, name, name, node)
 }
 
-// bringUp makes the cluster and its pods; when that fails nothing of it stays.
-func bringUp(ctx context.Context, tool, name string) (o *ours, err error) {
+// bringUp makes the cluster and its pods; when that fails nothing of it stays. What is ours is built from the checkout
+// source; empty: from this one.
+func bringUp(ctx context.Context, tool, name, source string) (o *ours, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, testcluster.Down(tool, name))
 		}
 	}()
-	c, err := testcluster.Up(ctx, tool, name, "--workers", "2", "--ip-family", "dual", "--cni", "ours")
+	c, err := testcluster.Up(ctx, tool, name, "--workers", "2", "--ip-family", "dual", "--cni", "ours", "--source", source)
 	if err != nil {
 		return nil, err
 	}
