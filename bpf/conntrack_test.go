@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/kube-cilium/kube-cilium/bpf"
 )
@@ -442,6 +443,46 @@ func TestReporting(t *testing.T) {
 	w.events()
 	if ev := func() []bpf.Event { back(syn | ack)(); return w.events() }(); len(ev) != 1 || bpf.MapsEventFlags(ev[0].Flags)&bpf.MapsEventFlagsEVENT_REPLY == 0 {
 		t.Errorf("the answer to what began unseen: %+v", ev)
+	}
+}
+
+// TestReaderIsWokenInSteps: while the reader sleeps it is woken when a quarter of the ring is full and with each 16th more,
+// not for each record.
+func TestReaderIsWokenInSteps(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(bpf.MapsMapLiveSettings, uint32(0), bpf.Settings{Generation: 1, ReportInterval: uint32(bpf.MapsReportIntervalREPORT_EVERY_PACKET)})
+	ring := w.maps.Maps[bpf.MapsMapEvents]
+	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(poll) //nolint:errcheck // nothing was written
+	if err := unix.EpollCtl(poll, unix.EPOLL_CTL_ADD, ring.FD(), &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET}); err != nil {
+		t.Fatal(err)
+	}
+	woken := func() bool {
+		n, err := unix.EpollWait(poll, make([]unix.EpollEvent, 1), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n > 0
+	}
+	const header = 8 // of each record in the ring
+	record, size := binary.Size(bpf.Event{})+header, int(ring.MaxEntries())
+	frame := fromA(podB4).frame()
+	inQuarter, times := 0, 0
+	for n := range size / record {
+		w.run("from_pod", frame)
+		if !woken() {
+			continue
+		}
+		if times++; (n+1)*record < size/4 {
+			inQuarter++
+		}
+	}
+	// Edge-triggered, so each wake is seen, but two between two looks are one. Twelve steps are above the quarter.
+	if inQuarter != 0 || times < 12 || times > 2*13 {
+		t.Errorf("woken %d times, %d of them before a quarter was full", times, inQuarter)
 	}
 }
 

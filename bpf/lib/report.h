@@ -81,13 +81,18 @@ static __always_inline bool may_report_drop(__u32 reason, __u32 now)
 }
 
 /*
- * The reader looks by itself some twenty times a second. To wake it for each
- * record costs more than the packet: an interrupt to ourselves and a process
- * switched to. Only when a quarter of the ring is full it must come now.
+ * The reader looks by itself some twenty times a second. To wake it costs more
+ * than the packet: an interrupt to ourselves, an exit of a virtual machine and a
+ * process switched to. Only when a quarter of the ring is full it must come now,
+ * and is told so once, and again with each 16th that it leaves unread. The step
+ * may be missed where CPUs write at once; the next is not far.
  */
 static __always_inline __u64 wakeup(void)
 {
-	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= EVENTS_BYTES / 4 ?
+	__u64 unread = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+
+	return unread >= EVENTS_BYTES / 4 &&
+			       unread % (EVENTS_BYTES / 16) < 2 * sizeof(struct event) ?
 		       BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 
