@@ -126,7 +126,7 @@ func bigTCPFigures(ctx context.Context, log io.Writer, c *ours, g *ground, pair 
 		pair, big,
 		{name: "same node, BIG TCP", client: from, server: same, dst: same.ips["4"]},
 		{name: "two nodes, native, BIG TCP", client: from, server: other, dst: other.ips["4"]},
-	}, pair.name, []string{"stream"}, rounds, millis, limits)
+	}, pair.name, []string{"stream"}, rounds, millis, promised)
 	if err != nil {
 		return nil, err
 	}
