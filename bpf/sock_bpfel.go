@@ -35,6 +35,7 @@ const (
 	SockMapPrefixes      = "prefixes"
 	SockMapServiceNames  = "service_names"
 	SockMapServices      = "services"
+	SockMapSocketNames   = "socket_names"
 	SockMapUnanswered    = "unanswered"
 	SockMapVerdictRanges = "verdict_ranges"
 	SockMapVerdicts      = "verdicts"
@@ -124,6 +125,7 @@ type SockMapSpecs struct {
 	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
 	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
+	SocketNames   *ebpf.MapSpec `ebpf:"socket_names"`
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
@@ -175,6 +177,7 @@ type SockMaps struct {
 	Prefixes      *ebpf.Map `ebpf:"prefixes"`
 	ServiceNames  *ebpf.Map `ebpf:"service_names"`
 	Services      *ebpf.Map `ebpf:"services"`
+	SocketNames   *ebpf.Map `ebpf:"socket_names"`
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
@@ -201,6 +204,7 @@ func (m *SockMaps) Close() error {
 		m.Prefixes,
 		m.ServiceNames,
 		m.Services,
+		m.SocketNames,
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,
