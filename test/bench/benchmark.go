@@ -205,7 +205,23 @@ func benchmark(ctx context.Context, o options) (err error) {
 // machine says on what the figures were measured.
 func machine() string {
 	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	return fmt.Sprintf("Linux %s, %d CPUs, %s", trim(release), runtime.NumCPU(), runtime.GOARCH)
+	return fmt.Sprintf("Linux %s, %d CPUs, %s, %s", trim(release), runtime.NumCPU(), runtime.GOARCH, processor())
+}
+
+// processor is the CPU's make and its second cache, which decides what remembering connections costs.
+func processor() string {
+	model := "unknown processor"
+	info, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(info)) {
+		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
+			model = strings.TrimSpace(value)
+			break
+		}
+	}
+	if size, err := os.ReadFile("/sys/devices/system/cpu/cpu0/cache/index2/size"); err == nil {
+		model += ", " + trim(size) + " of second-level cache a core"
+	}
+	return model
 }
 
 func trim(b []byte) string {
