@@ -39,7 +39,6 @@ const (
 	FromOverlayMapScratch           = "scratch"
 	FromOverlayMapServiceNames      = "service_names"
 	FromOverlayMapServices          = "services"
-	FromOverlayMapSocketNames       = "socket_names"
 	FromOverlayMapUnanswered        = "unanswered"
 	FromOverlayMapVerdictRanges     = "verdict_ranges"
 	FromOverlayMapVerdicts          = "verdicts"
@@ -138,7 +137,6 @@ type FromOverlayMapSpecs struct {
 	Scratch         *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceNames    *ebpf.MapSpec `ebpf:"service_names"`
 	Services        *ebpf.MapSpec `ebpf:"services"`
-	SocketNames     *ebpf.MapSpec `ebpf:"socket_names"`
 	Unanswered      *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.MapSpec `ebpf:"verdicts"`
@@ -213,7 +211,6 @@ type FromOverlayMaps struct {
 	Scratch         *ebpf.Map `ebpf:"scratch"`
 	ServiceNames    *ebpf.Map `ebpf:"service_names"`
 	Services        *ebpf.Map `ebpf:"services"`
-	SocketNames     *ebpf.Map `ebpf:"socket_names"`
 	Unanswered      *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.Map `ebpf:"verdicts"`
@@ -244,7 +241,6 @@ func (m *FromOverlayMaps) Close() error {
 		m.Scratch,
 		m.ServiceNames,
 		m.Services,
-		m.SocketNames,
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,

@@ -40,7 +40,6 @@ const (
 	FromPodMapScratch           = "scratch"
 	FromPodMapServiceNames      = "service_names"
 	FromPodMapServices          = "services"
-	FromPodMapSocketNames       = "socket_names"
 	FromPodMapUnanswered        = "unanswered"
 	FromPodMapVerdictRanges     = "verdict_ranges"
 	FromPodMapVerdicts          = "verdicts"
@@ -140,7 +139,6 @@ type FromPodMapSpecs struct {
 	Scratch         *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceNames    *ebpf.MapSpec `ebpf:"service_names"`
 	Services        *ebpf.MapSpec `ebpf:"services"`
-	SocketNames     *ebpf.MapSpec `ebpf:"socket_names"`
 	Unanswered      *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.MapSpec `ebpf:"verdicts"`
@@ -216,7 +214,6 @@ type FromPodMaps struct {
 	Scratch         *ebpf.Map `ebpf:"scratch"`
 	ServiceNames    *ebpf.Map `ebpf:"service_names"`
 	Services        *ebpf.Map `ebpf:"services"`
-	SocketNames     *ebpf.Map `ebpf:"socket_names"`
 	Unanswered      *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.Map `ebpf:"verdicts"`
@@ -248,7 +245,6 @@ func (m *FromPodMaps) Close() error {
 		m.Scratch,
 		m.ServiceNames,
 		m.Services,
-		m.SocketNames,
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,

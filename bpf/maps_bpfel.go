@@ -453,15 +453,6 @@ const (
 	MapsSideSIDE_INGRESS MapsSide = 1
 )
 
-type MapsSocketName struct {
-	_           structs.HostLayout
-	Backend     MapsAddr
-	Service     MapsAddr
-	BackendPort uint16
-	ServicePort uint16
-	Pad         uint32
-}
-
 type MapsVerdict uint32
 
 const (
@@ -521,7 +512,6 @@ const (
 	MapsMapPrefixes             = "prefixes"
 	MapsMapServiceNames         = "service_names"
 	MapsMapServices             = "services"
-	MapsMapSocketNames          = "socket_names"
 	MapsMapUnanswered           = "unanswered"
 	MapsMapVerdictRanges        = "verdict_ranges"
 	MapsMapVerdicts             = "verdicts"
@@ -614,7 +604,6 @@ type MapsMapSpecs struct {
 	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
 	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
-	SocketNames   *ebpf.MapSpec `ebpf:"socket_names"`
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
@@ -685,7 +674,6 @@ type MapsMaps struct {
 	Prefixes      *ebpf.Map `ebpf:"prefixes"`
 	ServiceNames  *ebpf.Map `ebpf:"service_names"`
 	Services      *ebpf.Map `ebpf:"services"`
-	SocketNames   *ebpf.Map `ebpf:"socket_names"`
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
@@ -712,7 +700,6 @@ func (m *MapsMaps) Close() error {
 		m.Prefixes,
 		m.ServiceNames,
 		m.Services,
-		m.SocketNames,
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,

@@ -74,7 +74,6 @@ func TestSizes(t *testing.T) {
 		bpf.MapsMapFragments:     {size(bpf.FragmentKey{}), size(bpf.Fragment{})},
 		bpf.MapsMapServices:      {size(bpf.ServiceKey{}), size(bpf.Service{})},
 		bpf.MapsMapBackends:      {size(bpf.BackendKey{}), size(bpf.Backend{})},
-		bpf.MapsMapSocketNames:   {4, size(bpf.SocketName{})},
 		bpf.MapsMapServiceNames:  {size(bpf.ServiceNameKey{}), size(bpf.ServiceName{})},
 		bpf.MapsMapMetrics:       {4, size(bpf.Counter{})},
 		bpf.MapsMapDropBudgets:   {4, size(bpf.DropBudget{})},

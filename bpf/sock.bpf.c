@@ -106,27 +106,6 @@ chosen_before(const struct service_name_key *key, const struct service *s)
 	return b;
 }
 
-/* A stream's name for its peer goes with the socket, when it is closed or speaks to another. */
-static __always_inline void name_stream(struct bpf_sock_addr *ctx,
-					const struct service_name *name,
-					const struct backend *b)
-{
-	struct socket_name *n;
-
-	n = bpf_sk_storage_get(&socket_names, ctx->sk, NULL,
-			       b ? BPF_SK_STORAGE_GET_F_CREATE : 0);
-	if (!n)
-		return;
-	if (!b) {
-		n->backend_port = 0; /* no peer's */
-		return;
-	}
-	n->backend = b->addr;
-	n->service = name->addr;
-	n->service_port = name->port;
-	n->backend_port = b->port;
-}
-
 /* Puts a backend in the place of a service. unconnected: sendmsg. */
 static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool ipv6,
 				      __u32 hook, bool unconnected)
@@ -151,25 +130,12 @@ static __always_inline int to_backend(struct bpf_sock_addr *ctx, bool ipv6,
 		if ((key.proto == IPPROTO_TCP || unconnected) &&
 		    is_service_address(&name.addr))
 			return refuse(hook);
-		if (key.proto == IPPROTO_TCP)
-			name_stream(ctx, &name, NULL);
 		return PROCEED;
 	}
 	if (!s->backends)
 		return refuse(hook);
 
-	if (key.proto == IPPROTO_TCP) {
-		b = backend_at(s, bpf_get_prandom_u32() % s->backends);
-		if (!b || !same_family(&b->addr, &name.addr))
-			return refuse(hook);
-		name_stream(ctx, &name, b);
-		set_peer(ctx, ipv6, &b->addr, b->port);
-		count(hook, FORWARD_TRANSLATED, 0);
-		return PROCEED;
-	}
 	key.cookie = bpf_get_socket_cookie(ctx);
-	bpf_sk_storage_get(&socket_names, ctx->sk, NULL,
-			   BPF_SK_STORAGE_GET_F_CREATE);
 	if (unconnected) {
 		key.addr = name.addr;
 		key.port = name.port;
@@ -203,30 +169,17 @@ static __always_inline int to_service(struct bpf_sock_addr *ctx, bool ipv6,
 {
 	struct service_name_key key = {};
 	struct service_name *name;
-	struct socket_name *n;
 
-	/* A socket that was connected to, or never named a service, is done with. */
-	n = bpf_sk_storage_get(&socket_names, ctx->sk, NULL, 0);
-	if (!n)
-		return PROCEED;
 	key.proto = service_proto(ctx);
 	if (!key.proto)
 		return PROCEED;
+	key.cookie = bpf_get_socket_cookie(ctx);
 	get_peer(ctx, ipv6, &key.addr);
 	key.port = ctx->user_port;
-	if (key.proto == IPPROTO_TCP) {
-		if (!key.port || n->backend_port != key.port ||
-		    n->backend.d[0] != key.addr.d[0] ||
-		    n->backend.d[1] != key.addr.d[1])
-			return PROCEED;
-		set_peer(ctx, ipv6, &n->service, n->service_port);
-	} else {
-		key.cookie = bpf_get_socket_cookie(ctx);
-		name = bpf_map_lookup_elem(&service_names, &key);
-		if (!name)
-			return PROCEED;
-		set_peer(ctx, ipv6, &name->addr, name->port);
-	}
+	name = bpf_map_lookup_elem(&service_names, &key);
+	if (!name)
+		return PROCEED;
+	set_peer(ctx, ipv6, &name->addr, name->port);
 	count(hook, FORWARD_TRANSLATED, 0);
 	return PROCEED;
 }

@@ -35,7 +35,6 @@ const (
 	SockMapPrefixes      = "prefixes"
 	SockMapServiceNames  = "service_names"
 	SockMapServices      = "services"
-	SockMapSocketNames   = "socket_names"
 	SockMapUnanswered    = "unanswered"
 	SockMapVerdictRanges = "verdict_ranges"
 	SockMapVerdicts      = "verdicts"
@@ -125,7 +124,6 @@ type SockMapSpecs struct {
 	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
 	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
-	SocketNames   *ebpf.MapSpec `ebpf:"socket_names"`
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
@@ -177,7 +175,6 @@ type SockMaps struct {
 	Prefixes      *ebpf.Map `ebpf:"prefixes"`
 	ServiceNames  *ebpf.Map `ebpf:"service_names"`
 	Services      *ebpf.Map `ebpf:"services"`
-	SocketNames   *ebpf.Map `ebpf:"socket_names"`
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
@@ -204,7 +201,6 @@ func (m *SockMaps) Close() error {
 		m.Prefixes,
 		m.ServiceNames,
 		m.Services,
-		m.SocketNames,
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,

@@ -35,7 +35,6 @@ const (
 	StubMapPrefixes      = "prefixes"
 	StubMapServiceNames  = "service_names"
 	StubMapServices      = "services"
-	StubMapSocketNames   = "socket_names"
 	StubMapUnanswered    = "unanswered"
 	StubMapVerdictRanges = "verdict_ranges"
 	StubMapVerdicts      = "verdicts"
@@ -111,7 +110,6 @@ type StubMapSpecs struct {
 	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
 	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
-	SocketNames   *ebpf.MapSpec `ebpf:"socket_names"`
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
@@ -163,7 +161,6 @@ type StubMaps struct {
 	Prefixes      *ebpf.Map `ebpf:"prefixes"`
 	ServiceNames  *ebpf.Map `ebpf:"service_names"`
 	Services      *ebpf.Map `ebpf:"services"`
-	SocketNames   *ebpf.Map `ebpf:"socket_names"`
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
@@ -190,7 +187,6 @@ func (m *StubMaps) Close() error {
 		m.Prefixes,
 		m.ServiceNames,
 		m.Services,
-		m.SocketNames,
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,

@@ -36,7 +36,6 @@ const (
 	ToPodMapScratch           = "scratch"
 	ToPodMapServiceNames      = "service_names"
 	ToPodMapServices          = "services"
-	ToPodMapSocketNames       = "socket_names"
 	ToPodMapUnanswered        = "unanswered"
 	ToPodMapVerdictRanges     = "verdict_ranges"
 	ToPodMapVerdicts          = "verdicts"
@@ -132,7 +131,6 @@ type ToPodMapSpecs struct {
 	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
-	SocketNames   *ebpf.MapSpec `ebpf:"socket_names"`
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
@@ -204,7 +202,6 @@ type ToPodMaps struct {
 	Scratch       *ebpf.Map `ebpf:"scratch"`
 	ServiceNames  *ebpf.Map `ebpf:"service_names"`
 	Services      *ebpf.Map `ebpf:"services"`
-	SocketNames   *ebpf.Map `ebpf:"socket_names"`
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
@@ -232,7 +229,6 @@ func (m *ToPodMaps) Close() error {
 		m.Scratch,
 		m.ServiceNames,
 		m.Services,
-		m.SocketNames,
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,

@@ -99,9 +99,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		if info.Entries >= 0 {
 			ch <- prometheus.MustNewConstMetric(m.entries, prometheus.GaugeValue, float64(info.Entries), info.Name)
 		}
-		if info.MaxEntries > 0 { // what is kept in sockets has no bound of its own
-			ch <- prometheus.MustNewConstMetric(m.capacity, prometheus.GaugeValue, float64(info.MaxEntries), info.Name)
-		}
+		ch <- prometheus.MustNewConstMetric(m.capacity, prometheus.GaugeValue, float64(info.MaxEntries), info.Name)
 		ch <- prometheus.MustNewConstMetric(m.memory, prometheus.GaugeValue, float64(info.Bytes), info.Name)
 	}
 }

@@ -60,7 +60,7 @@ type MapReport struct {
 	Name string `json:"name"`
 	// entries in use; -1 where the kernel cannot tell cheaply.
 	Entries int64 `json:"entries"`
-	// maxEntries of the map; 0 where it has no bound of its own.
+	// maxEntries of the map.
 	MaxEntries int64 `json:"maxEntries"`
 	// bytes of kernel memory.
 	Bytes int64 `json:"bytes"`

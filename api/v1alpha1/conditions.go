@@ -35,7 +35,8 @@ const (
 const ReasonOtherCNI = "OtherCNI"
 
 // ReasonRepairFailing is the reason of DatapathReady=True on a CiliumNodeReport while something of the datapath, such as
-// a route or a sysctl, cannot be made what it should be: programs and maps are in force, and the message says what is not.
+// a route or a sysctl, cannot be made what it should be, or an uplink takes less than the configured MTU: programs and
+// maps are in force, and the message says what is not.
 const ReasonRepairFailing = "RepairFailing"
 
 // Reasons of DatapathReady=False that stand until a person repairs the node: its agent lives and tries on, and no pod

@@ -179,15 +179,7 @@ struct {
 	__type(value, __u32);
 } classes SEC(".maps");
 
-/* Socket -> what it has to do with services. Written by connect and sendmsg, read by recvmsg and getpeername; goes with the socket. */
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct socket_name);
-} socket_names SEC(".maps");
-
-/* Datagram socket and backend -> the name that the socket used. Written by connect and sendmsg, read by recvmsg and getpeername. */
+/* Socket and backend -> the name that the socket used. Written by connect and sendmsg, read by recvmsg and getpeername. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);

@@ -326,22 +326,9 @@ struct backend {
 };
 
 /*
- * What a socket has to do with services; most have nothing. Of a stream: what
- * it called its peer before translation, and what it got. All 0: its names are
- * in service_names, or it has none any more.
- */
-struct socket_name {
-	union addr backend;
-	union addr service;
-	__be16 backend_port;
-	__be16 service_port;
-	__u32 pad;
-};
-
-/*
- * What a datagram socket called its peer before translation: backend -> service.
- * And which backend it got, so that it stays with it: service -> backend, with
- * chosen 1.
+ * What a socket called its peer before translation: backend -> service. And for
+ * a datagram socket which backend it got, so that it stays with it:
+ * service -> backend, with chosen 1.
  */
 struct service_name_key {
 	__u64 cookie;
@@ -469,7 +456,6 @@ _Static_assert(sizeof(struct verdict_entry) == 12, "verdict_entry");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct service_key) == 24, "service_key");
 _Static_assert(sizeof(struct backend) == 24, "backend");
-_Static_assert(sizeof(struct socket_name) == 40, "socket_name");
 _Static_assert(sizeof(struct service_name_key) == 32, "service_name_key");
 _Static_assert(sizeof(struct service_name) == 24, "service_name");
 _Static_assert(sizeof(struct event) == 96, "event");

@@ -71,10 +71,6 @@ type Info struct {
 	Error string `json:"error,omitempty"`
 }
 
-// Listed tells whether the kernel can list the map's entries: it reads no ring buffer to two, and what is kept in sockets
-// it gives to who holds the socket.
-func (i *Info) Listed() bool { return i.Type != "RingBuf" && i.Type != "SkStorage" }
-
 // ErrShape means that a table's rows do not fit its columns.
 var ErrShape = errors.New("a row has another number of fields than there are columns")
 

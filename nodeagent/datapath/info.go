@@ -138,7 +138,7 @@ func (d *Datapath) fill(name string) int64 {
 	if n, ok := d.gc.filled(name); ok {
 		return n
 	}
-	return -1 // an array is always full, a ring buffer has no entries, and nobody counts what is kept in sockets
+	return -1 // an array is always full, and a ring buffer has no entries
 }
 
 func (d *Datapath) countKeys(name string) int64 {

@@ -53,7 +53,6 @@ func layouts() []layout {
 		{name: bpf.MapsMapFragments, version: 1},
 		{name: bpf.MapsMapServices, version: 1},
 		{name: bpf.MapsMapBackends, version: 1},
-		{name: bpf.MapsMapSocketNames, version: 1, keep: keepNothing}, // lives in the sockets
 		{name: bpf.MapsMapServiceNames, version: 1},
 		{name: bpf.MapsMapPolicies, version: 1, fill: openPods},
 		{name: bpf.MapsMapVerdicts, version: 1},

@@ -263,10 +263,6 @@ func TestEveryMapIsShown(t *testing.T) {
 	if _, _, err := p.run("map", bpf.MapsMapEvents); err == nil || !strings.Contains(err.Error(), "inspect monitor") {
 		t.Errorf("events: %v", err)
 	}
-	if _, _, err := p.run("map", bpf.MapsMapSocketNames); err == nil || !strings.Contains(err.Error(), "kept in the sockets") {
-		t.Errorf("socket names: %v", err)
-	}
-	shown[bpf.MapsMapSocketNames] = true
 	for name := range p.maps {
 		if !shown[name] {
 			t.Errorf("map %s has no case here", name)
@@ -330,7 +326,7 @@ func TestMapsCountsAndNewestLayoutFirst(t *testing.T) {
 	}
 	entries := map[string]int64{}
 	for _, info := range all {
-		if info.Error != "" || info.Bytes <= 0 || info.MaxEntries <= 0 && info.Listed() {
+		if info.Error != "" || info.Bytes <= 0 || info.MaxEntries <= 0 {
 			t.Errorf("%+v", info)
 		}
 		entries[fmt.Sprintf("%s_v%d", info.Name, info.Layout)] = info.Entries
@@ -442,7 +438,7 @@ func TestWithoutCapabilities(t *testing.T) {
 		return string(out), err
 	}
 	for name := range p.maps {
-		if name == bpf.MapsMapEvents || name == bpf.MapsMapSocketNames {
+		if name == bpf.MapsMapEvents {
 			continue
 		}
 		out, err := bare("inspect", "map", name, "--bpffs", ro)

@@ -53,7 +53,7 @@ func col(name string, kind maptable.Kind) maptable.Column {
 	return maptable.Column{Name: name, Kind: kind}
 }
 
-// readers knows every map of bpf/lib/maps.h but metrics, events and socket_names, which are not key and value. Ticks are as of now.
+// readers knows every map of bpf/lib/maps.h but metrics and events, which are not key and value. Ticks are as of now.
 func readers(now uint32) map[string]reader {
 	connColumns := []maptable.Column{
 		col("protocol", maptable.Text), col("from", maptable.AddrPort), col("to", maptable.AddrPort),
@@ -191,8 +191,6 @@ func readTable(p pin) (*maptable.Table, error) {
 	switch {
 	case m.Type() == ebpf.RingBuf:
 		return nil, fmt.Errorf("map %s is a ring buffer that the agent alone reads: see inspect monitor", p.name)
-	case m.Type() == ebpf.SkStorage:
-		return nil, fmt.Errorf("map %s is kept in the sockets themselves: there is no list of it", p.name)
 	case p.name == bpf.MapsMapMetrics && m.Type() == ebpf.PerCPUArray && m.ValueSize() == uint32(unsafe.Sizeof(bpf.Counter{})):
 		err = readMetrics(m, t)
 	case m.Type() == ebpf.ArrayOfMaps || m.Type() == ebpf.HashOfMaps:

@@ -132,7 +132,7 @@ func printMaps(out io.Writer, all []maptable.Info, wide bool) error {
 	t.row(head...)
 	total := int64(0)
 	for _, m := range all {
-		row := []string{m.Name, strconv.Itoa(m.Layout), m.Type, entries(m.Entries), most(m.MaxEntries),
+		row := []string{m.Name, strconv.Itoa(m.Layout), m.Type, entries(m.Entries), strconv.FormatInt(m.MaxEntries, 10),
 			fill(m.Entries, m.MaxEntries), memory(m.Bytes)}
 		if wide {
 			row = append(row, bytesText(int64(m.KeySize)), bytesText(int64(m.ValueSize)), m.Error)
@@ -217,7 +217,7 @@ func (o *mapOptions) read(ctx context.Context, c *cluster.Cluster, node string, 
 			return nil, err
 		}
 		for i, m := range infos {
-			if m.Listed() && (i == 0 || infos[i-1].Name != m.Name) {
+			if m.Type != "RingBuf" && (i == 0 || infos[i-1].Name != m.Name) {
 				wanted = append(wanted, m.Name)
 			}
 		}

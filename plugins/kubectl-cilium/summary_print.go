@@ -254,7 +254,7 @@ func programRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
 
 func mapRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
 	for _, m := range r.Maps {
-		rows = append(rows, []string{m.Name, entries(m.Entries), most(m.MaxEntries), fill(m.Entries, m.MaxEntries), bytesText(m.Bytes)})
+		rows = append(rows, []string{m.Name, entries(m.Entries), strconv.FormatInt(m.MaxEntries, 10), fill(m.Entries, m.MaxEntries), bytesText(m.Bytes)})
 	}
 	return rows
 }
@@ -310,14 +310,6 @@ func dropRows(r *v1alpha1.CiliumNodeReportStatus) (rows [][]string) {
 // entries is "-" where the kernel cannot tell.
 func entries(n int64) string {
 	if n < 0 {
-		return "-"
-	}
-	return strconv.FormatInt(n, 10)
-}
-
-// most is how many entries a map takes.
-func most(n int64) string {
-	if n == 0 {
 		return "-"
 	}
 	return strconv.FormatInt(n, 10)

@@ -296,7 +296,7 @@ func (r *collector) node(ctx context.Context, node string) error {
 	failed = append(failed, r.putJSON(folder+"maps.json", infos))
 	r.Progress("node/%s: %d maps", node, len(infos))
 	for i, m := range infos {
-		if !m.Listed() || i > 0 && infos[i-1].Name == m.Name {
+		if m.Type == "RingBuf" || i > 0 && infos[i-1].Name == m.Name {
 			continue
 		}
 		t, err := r.c.Map(ctx, node, m.Name)

@@ -11,7 +11,7 @@ type MapReportApplyConfiguration struct {
 	Name *string `json:"name,omitempty"`
 	// entries in use; -1 where the kernel cannot tell cheaply.
 	Entries *int64 `json:"entries,omitempty"`
-	// maxEntries of the map; 0 where it has no bound of its own.
+	// maxEntries of the map.
 	MaxEntries *int64 `json:"maxEntries,omitempty"`
 	// bytes of kernel memory.
 	Bytes *int64 `json:"bytes,omitempty"`
