@@ -415,6 +415,24 @@ func TestBondMasterIsTheUplink(t *testing.T) {
 	}
 }
 
+// An MTU that an uplink does not take was accepted without a word, and connections stood still with the first large packet.
+func TestMTUBeyondAnUplinkIsSaid(t *testing.T) {
+	f := newFixture(t)
+	cfg := f.config()
+	cfg.MTU = 9000
+	d := f.start(cfg)
+	if err := d.Health(); err == nil || !strings.Contains(err.Error(), "mtu is 9000, and up0 takes 1500") {
+		t.Errorf("health: %v", err)
+	}
+	for _, fits := range []int{0, 1500} {
+		cfg.MTU = fits
+		must(t, d.Configure(t.Context(), cfg))
+		if err := d.Health(); err != nil {
+			t.Errorf("mtu %d: %v", fits, err)
+		}
+	}
+}
+
 func TestNoUplinkIsSaid(t *testing.T) {
 	f := newFixture(t)
 	l, err := netlink.LinkByName("up0")

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -150,11 +151,26 @@ func (d *Datapath) refresh(ctx context.Context) error {
 	return d.health
 }
 
-// Health is what the last Configure or repair said; nil when all is as it should be.
+// Health is what the last Configure or repair said, or that the configured MTU does not fit; nil when all is as it
+// should be.
 func (d *Datapath) Health() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.health
+	return errors.Join(d.health, d.beyondUplinks())
+}
+
+// beyondUplinks names the uplinks that take less than the configured MTU: what pods send by that is lost there unseen.
+func (d *Datapath) beyondUplinks() error {
+	var small []string
+	for _, u := range d.uplinks {
+		if d.cfg.MTU > u.mtu {
+			small = append(small, fmt.Sprintf("%s takes %d", u.name, u.mtu))
+		}
+	}
+	if len(small) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the CiliumConfig's mtu is %d, and %s: larger packets between nodes are lost there", d.cfg.MTU, strings.Join(small, ", "))
 }
 
 // watch tells of changes of links, addresses, routes, neighbours and filters. When the kernel's queue runs over or a
