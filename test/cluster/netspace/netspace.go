@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -44,14 +45,27 @@ func Make(name string) error {
 }
 
 // shareFolder makes the folder of names a mount that others see, as whoever makes the first name has to. Left to the next
-// who makes one (`ip netns add`), that mount would lie over our names, and nobody could remove them.
+// who makes one (`ip netns add`), that mount would lie over our names, and nobody could remove them. For the same reason
+// nothing is done where there are names already.
 func shareFolder() error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("network namespaces: %w", err)
 	}
+	// The lock that iproute2 takes too: of two that mount at once, one would cover the other's names.
+	folder, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("network namespaces: %w", err)
+	}
+	defer folder.Close()
+	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", dir, err)
+	}
 	share := func() error { return unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, "") }
-	err := share()
+	err = share()
 	if errors.Is(err, unix.EINVAL) { // no mount yet
+		if names, err := folder.Readdirnames(1); len(names) > 0 || err != io.EOF {
+			return nil
+		}
 		if err = unix.Mount(dir, dir, "", unix.MS_BIND|unix.MS_REC, ""); err == nil {
 			err = share()
 		}
@@ -75,7 +89,10 @@ func Remove(name string) error {
 			return fmt.Errorf("unmount %s: %w", path, err)
 		}
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch err := os.Remove(path); {
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("network namespace: %w (somebody's mount lies over the name: umount %s, and once more)", err, dir)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("network namespace: %w", err)
 	}
 	return nil

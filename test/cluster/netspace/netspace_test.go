@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -180,12 +182,28 @@ func TestRemoveAfterNamesOfOthers(t *testing.T) {
 	if err := errors.Join(unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""), unix.Mount("tmpfs", "/run", "tmpfs", 0, "")); err != nil {
 		t.Fatal(err)
 	}
+	// Many at once: of two that mount the folder one must not cover the other's names.
+	var all sync.WaitGroup
+	for i := range 16 {
+		name := fmt.Sprintf("kctest%dm%d", os.Getpid(), i)
+		t.Cleanup(func() {
+			if err := netspace.Remove(name); err != nil {
+				t.Error(err)
+			}
+		})
+		all.Go(func() {
+			if err := netspace.Make(name); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
 	name := space(t, "m")
 	theirs := name + "their"
 	if out, err := exec.Command("ip", "netns", "add", theirs).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if got := netspace.List(name); len(got) != 2 {
+	if got := netspace.List(name); len(got) != 2+16 {
 		t.Errorf("names: %v", got)
 	}
 	if err := errors.Join(netspace.Remove(name), netspace.Remove(theirs)); err != nil {
