@@ -24,7 +24,8 @@ import (
 // History is how many events a Reader remembers for those who come later.
 const History = 4096
 
-// interval is how often the ring is looked into: programs wake us only when a quarter of it is full.
+// interval is how often the ring is looked into: programs wake us only when a quarter of it is full, and
+// with each 16th more.
 const interval = 50 * time.Millisecond
 
 // Stats counts since the Reader was made.

@@ -199,15 +199,15 @@ func (g *ground) deliverTo(conns *ebpf.Map, host, pod string) func() (asm.Instru
 	}
 }
 
-// bare makes a bare shape twice, without connection tracking and with it. Names are given once in a ground.
-func (g *ground) bare(make func(h *ground, conntrack bool) (shape, error)) ([]shape, error) {
+// bare builds a bare shape twice, without connection tracking and with it. Names are given once in a ground.
+func (g *ground) bare(build func(h *ground, conntrack bool) (shape, error)) ([]shape, error) {
 	h := &ground{run: g.run + "t-", dir: g.dir + "-conntrack", cni: g.cni, like: g.like}
 	g.also = append(g.also, h)
-	without, err := make(g, false)
+	without, err := build(g, false)
 	if err != nil {
 		return nil, err
 	}
-	with, err := make(h, true)
+	with, err := build(h, true)
 	return []shape{without, with}, err
 }
 

@@ -208,7 +208,7 @@ func machine() string {
 	return fmt.Sprintf("Linux %s, %d CPUs, %s, %s", trim(release), runtime.NumCPU(), runtime.GOARCH, processor())
 }
 
-// processor is the CPU's make and its second cache, which decides what remembering connections costs.
+// processor is the CPU's make, where the kernel knows it, and its L2 cache: that decides what remembering connections costs.
 func processor() string {
 	model := "unknown processor"
 	info, _ := os.ReadFile("/proc/cpuinfo")
@@ -218,8 +218,12 @@ func processor() string {
 			break
 		}
 	}
-	if size, err := os.ReadFile("/sys/devices/system/cpu/cpu0/cache/index2/size"); err == nil {
-		model += ", " + trim(size) + " of second-level cache a core"
+	caches, _ := filepath.Glob("/sys/devices/system/cpu/cpu0/cache/index*")
+	for _, c := range caches {
+		level, _ := os.ReadFile(filepath.Join(c, "level"))
+		if size, err := os.ReadFile(filepath.Join(c, "size")); err == nil && trim(level) == "2" {
+			model += ", L2 cache " + trim(size)
+		}
 	}
 	return model
 }

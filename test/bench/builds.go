@@ -56,7 +56,7 @@ func buildFigures(ctx context.Context, log io.Writer, c *ours, o options) (figur
 				return nil, err
 			}
 		}
-		if err := compare("two nodes, "+mode, "other"); err != nil {
+		if err := compare(map[string]string{"VXLAN": "two nodes, VXLAN", "Native": "two nodes, native"}[mode], "other"); err != nil {
 			return nil, err
 		}
 	}

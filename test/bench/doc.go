@@ -10,6 +10,10 @@
 // quartiles over all rounds are what is reported. Absolute rates of a shared
 // machine say little; ratios within one run carry over.
 //
+// Two kinds of shape are limits: the bare ones have our devices and programs that
+// know one way by heart, without connection tracking and with the least of it.
+// --beside CHECKOUT measures another build of ours instead, in the same run.
+//
 // Our shapes run on a real cluster; the others in namespaces made for them, so
 // that our programs are on nobody else's path. All workers run at the highest
 // priority, in cgroups of one depth; nodes are joined by a wire, not by the

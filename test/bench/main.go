@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -48,6 +49,11 @@ func start(args []string) error {
 	fs.StringVar(&o.only, "only", "", "some parts: same, cross, bigtcp, cut, cni, memory, programs, flows, policy, enforced; empty: all")
 	if err := fs.Parse(args); err != nil {
 		return err
+	}
+	for _, part := range strings.Split(o.only, ",") {
+		if o.beside != "" && part != "" && part != "same" && part != "cross" {
+			return fmt.Errorf("--beside measures same and cross, not %s", part)
+		}
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("makes namespaces and clusters: needs root")
