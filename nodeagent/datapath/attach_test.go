@@ -421,7 +421,7 @@ func TestMTUBeyondAnUplinkIsSaid(t *testing.T) {
 	cfg := f.config()
 	cfg.MTU = 9000
 	d := f.start(cfg)
-	if err := d.Health(); err == nil || !strings.Contains(err.Error(), "mtu is 9000, and up0 takes 1500") {
+	if err := d.Health(); err == nil || !strings.Contains(err.Error(), "mtu is 9000, and up0 takes 1500: larger packets are lost there (set spec.mtu to at most 1500, or to 0)") {
 		t.Errorf("health: %v", err)
 	}
 	for _, fits := range []int{0, 1500} {

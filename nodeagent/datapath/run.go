@@ -170,7 +170,8 @@ func (d *Datapath) beyondUplinks() error {
 	if len(small) == 0 {
 		return nil
 	}
-	return fmt.Errorf("the CiliumConfig's mtu is %d, and %s: larger packets between nodes are lost there", d.cfg.MTU, strings.Join(small, ", "))
+	return fmt.Errorf("the CiliumConfig's mtu is %d, and %s: larger packets are lost there (set spec.mtu to at most %d, or to 0)",
+		d.cfg.MTU, strings.Join(small, ", "), underlayMTU(Config{}, d.uplinks))
 }
 
 // watch tells of changes of links, addresses, routes, neighbours and filters. When the kernel's queue runs over or a

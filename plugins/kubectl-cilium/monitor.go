@@ -39,11 +39,11 @@ func (p *plugin) monitor() *cobra.Command {
 		ValidArgsFunction: p.completeNode,
 	}
 	cmd.Flags().StringVarP(&o.output, "output", "o", string(flow.Compact), "Output format. One of: (compact, json).")
-	cmd.Flags().StringSliceVarP(&o.request.Types, "type", "t", nil, "Only these: drop, trace, verdict.")
+	cmd.Flags().StringSliceVarP(&o.request.Types, "type", "t", nil, "Only these: drop, trace.")
 	cmd.Flags().IntVar(&o.request.Last, "last", 0, "Begin with that many past events.")
 	cmd.Flags().BoolVar(&o.numeric, "numeric", false, "Leave names out: addresses and numbers as the kernel has them.")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"compact", "json"}, cobra.ShellCompDirectiveNoFileComp))
-	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{"drop", "trace", "verdict"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{"drop", "trace"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -53,8 +53,9 @@ func (o *monitorOptions) run(ctx context.Context, node string) error {
 	}
 	for _, name := range o.request.Types {
 		var t flow.Type
-		if err := t.UnmarshalText([]byte(name)); err != nil {
-			return err
+		// Verdicts are no events of their own: kubectl hubble flows makes them of the others.
+		if err := t.UnmarshalText([]byte(name)); err != nil || t == flow.Verdict {
+			return fmt.Errorf("event type %q is not known: drop or trace", name)
 		}
 	}
 	if o.request.Last < 0 {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -74,6 +75,9 @@ const answerVersion = "cli.kube-cilium.io/v1alpha1"
 
 // answer prints an answer of the plugin's own as if it were an object, so that jsonpath and yaml work on it.
 func (o *output) answer(out io.Writer, kind string, v any) error {
+	if o.format() == "name" {
+		return errors.New("-o name: this answer is no object of the cluster and has no name (take json, yaml or jsonpath)")
+	}
 	text, err := json.Marshal(v)
 	if err != nil {
 		return err
