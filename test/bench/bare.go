@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	vns "github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // The bare shapes are what the kernel's redirects cost by themselves: the same devices as ours, and programs that know
@@ -26,31 +27,41 @@ const (
 	etherIPv4 = 0x0800
 	tcNext    = -1
 	inet      = 2 // AF_INET
+
+	// Bytes, and where headers lie in a frame.
+	ethernet  = 14
+	wrap      = 20 + 8 + 8 + ethernet // what VXLAN over IPv4 puts before a packet
+	vxlanPort = 8472
 )
 
-// unlessIPv4 leaves all but IPv4 to the stack; conns is where connections are remembered, or nil.
-func unlessIPv4(conns *ebpf.Map, then asm.Instructions) asm.Instructions {
+// network is a number of two bytes as it is on the wire.
+func network(n uint16) int32 {
+	return int32(binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n)))
+}
+
+// unlessIPv4 leaves all but IPv4 to the stack.
+func unlessIPv4(then asm.Instructions) asm.Instructions {
 	head := asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.LoadMem(asm.R2, asm.R1, 16, asm.Word), // skb->protocol, network order
-		asm.JNE.Imm(asm.R2, int32(binary.NativeEndian.Uint16([]byte{etherIPv4 >> 8, etherIPv4 & 0xff})), "next"),
+		asm.JNE.Imm(asm.R2, network(etherIPv4), "next"),
 	}
 	tail := asm.Instructions{
 		asm.Mov.Imm(asm.R0, tcNext).WithSymbol("next"),
 		asm.Return(),
 	}
-	return slices.Concat(head, remembering(conns), then, tail)
+	return slices.Concat(head, then, tail)
 }
 
-// remembering has an IPv4 packet without options find its connection in conns, or begin it.
-func remembering(conns *ebpf.Map) asm.Instructions {
+// remembering has the packet whose IPv4 header, without options, is at ip find its connection in conns, or begin it.
+func remembering(conns *ebpf.Map, ip int16) asm.Instructions {
 	if conns == nil {
 		return nil
 	}
-	const ip, key, value = 14, -64, -48
+	const key, value = -64, -48
 	b := asm.Instructions{
 		asm.LoadMem(asm.R1, asm.R6, 76, asm.Word), asm.LoadMem(asm.R2, asm.R6, 80, asm.Word), // data, data_end
-		asm.Mov.Reg(asm.R3, asm.R1), asm.Add.Imm(asm.R3, ip+24), asm.JGT.Reg(asm.R3, asm.R2, "next"),
+		asm.Mov.Reg(asm.R3, asm.R1), asm.Add.Imm(asm.R3, int32(ip)+24), asm.JGT.Reg(asm.R3, asm.R2, "next"),
 		asm.LoadMem(asm.R3, asm.R1, ip+12, asm.Word), asm.LoadMem(asm.R4, asm.R1, ip+16, asm.Word), // addresses
 		asm.LoadMem(asm.R5, asm.R1, ip+20, asm.Word), // ports
 		// Both directions have one name: the ends in order.
@@ -86,40 +97,111 @@ func (g *ground) connections() (*ebpf.Map, error) {
 	return m, nil
 }
 
-// bareDeliver puts the packet into the pod behind ifindex.
+// onStack writes bytes, whole words, to where at says below the frame pointer.
+func onStack(at int16, bytes []byte) (b asm.Instructions) {
+	for i := 0; i < len(bytes); i += 4 {
+		b = append(b, asm.StoreImm(asm.RFP, at+int16(i), int64(int32(binary.NativeEndian.Uint32(bytes[i:]))), asm.Word))
+	}
+	return b
+}
+
+// intoFrame copies size bytes of the stack to an offset of the frame.
+func intoFrame(offset int32, at, size int16) asm.Instructions {
+	return asm.Instructions{
+		asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, offset), asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, int32(at)),
+		asm.Mov.Imm(asm.R4, int32(size)), asm.Mov.Imm(asm.R5, 0), asm.FnSkbStoreBytes.Call(),
+	}
+}
+
+// inward is a program's body for what is meant for the pod behind ifindex, whose MAC is to; from is that of its gateway.
+type inward func(conns *ebpf.Map, to, from net.HardwareAddr, ifindex int) asm.Instructions
+
+// bareDeliver puts the packet into the pod.
 func bareDeliver(conns *ebpf.Map, to, from net.HardwareAddr, ifindex int) asm.Instructions {
-	macs := append(append([]byte{}, to...), from...)
-	var b asm.Instructions
-	for i := 0; i < len(macs); i += 4 {
-		b = append(b, asm.StoreImm(asm.RFP, int16(i-len(macs)), int64(int32(binary.NativeEndian.Uint32(macs[i:]))), asm.Word))
-	}
-	return unlessIPv4(conns, append(b,
-		asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, 0), asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, int32(-len(macs))),
-		asm.Mov.Imm(asm.R4, int32(len(macs))), asm.Mov.Imm(asm.R5, 0), asm.FnSkbStoreBytes.Call(),
-		asm.Mov.Imm(asm.R1, int32(ifindex)), asm.Mov.Imm(asm.R2, 0), asm.FnRedirectPeer.Call(), asm.Return()))
+	return append(remembering(conns, ethernet), intoPod(to, from, ifindex)...)
 }
 
-// bareSend puts the packet on the wire, towards the neighbour next.
-func bareSend(conns *ebpf.Map, next netip.Addr, ifindex int) asm.Instructions {
+func intoPod(to, from net.HardwareAddr, ifindex int) asm.Instructions {
+	const at = -12
+	return slices.Concat(onStack(at, slices.Concat(to, from)), intoFrame(0, at, -at), asm.Instructions{
+		asm.Mov.Imm(asm.R1, int32(ifindex)), asm.Mov.Imm(asm.R2, 0), asm.FnRedirectPeer.Call(), asm.Return(),
+	})
+}
+
+// bareUnwrap takes the tunnel's header off and puts the packet into the pod; anything else is the stack's.
+func bareUnwrap(conns *ebpf.Map, to, from net.HardwareAddr, ifindex int) asm.Instructions {
+	const udp = ethernet + 20
+	return slices.Concat(asm.Instructions{
+		asm.LoadMem(asm.R1, asm.R6, 76, asm.Word), asm.LoadMem(asm.R2, asm.R6, 80, asm.Word), // data, data_end
+		asm.Mov.Reg(asm.R3, asm.R1), asm.Add.Imm(asm.R3, udp+8), asm.JGT.Reg(asm.R3, asm.R2, "next"),
+		asm.LoadMem(asm.R3, asm.R1, udp+2, asm.Half), asm.JNE.Imm(asm.R3, network(vxlanPort), "next"),
+	}, remembering(conns, ethernet+wrap), asm.Instructions{
+		asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, -wrap), asm.Mov.Imm(asm.R3, unix.BPF_ADJ_ROOM_MAC),
+		asm.Mov.Imm(asm.R4, unix.BPF_F_ADJ_ROOM_FIXED_GSO), asm.FnSkbAdjustRoom.Call(),
+		asm.JNE.Imm(asm.R0, 0, "next"),
+	}, intoPod(to, from, ifindex))
+}
+
+// outward is a program's body for what a pod sends to the node next, by the device ifindex of the node own.
+type outward func(conns *ebpf.Map, own, next netip.Addr, ifindex int) asm.Instructions
+
+// bareSend puts the packet on the wire.
+func bareSend(conns *ebpf.Map, _, next netip.Addr, ifindex int) asm.Instructions {
+	return append(remembering(conns, ethernet), ontoWire(next, ifindex)...)
+}
+
+func ontoWire(next netip.Addr, ifindex int) asm.Instructions {
 	const size = 20 // struct bpf_redir_neigh
-	ip := next.As4()
-	b := asm.Instructions{asm.StoreImm(asm.RFP, -size, inet, asm.Word)}
-	for i, word := range []uint32{binary.NativeEndian.Uint32(ip[:]), 0, 0, 0} {
-		b = append(b, asm.StoreImm(asm.RFP, int16(4+4*i-size), int64(int32(word)), asm.Word))
-	}
-	return unlessIPv4(conns, append(b,
+	to := make([]byte, size)
+	binary.NativeEndian.PutUint32(to, inet)
+	copy(to[4:], next.AsSlice())
+	return append(onStack(-size, to),
 		asm.Mov.Imm(asm.R1, int32(ifindex)), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, -size),
-		asm.Mov.Imm(asm.R3, size), asm.Mov.Imm(asm.R4, 0), asm.FnRedirectNeigh.Call(), asm.Return()))
+		asm.Mov.Imm(asm.R3, size), asm.Mov.Imm(asm.R4, 0), asm.FnRedirectNeigh.Call(), asm.Return())
 }
 
-// attachIngress attaches a program to what comes in by a device of the namespace.
+// bareWrap puts a tunnel's header before the packet, of which only lengths and checksum are not known by heart, and the
+// whole on the wire.
+func bareWrap(conns *ebpf.Map, own, next netip.Addr, ifindex int) asm.Instructions {
+	const at, udp, vxlan = -52, 20, 28 // on the stack, in whole words; in the header
+	const room = unix.BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | unix.BPF_F_ADJ_ROOM_ENCAP_L4_UDP | unix.BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
+		ethernet<<56 | unix.BPF_F_ADJ_ROOM_FIXED_GSO
+	h := make([]byte, -at)
+	h[0], h[6], h[8], h[9] = 0x45, 0x40, 64, 17 // IPv4 without options, not to be cut, hops, UDP
+	copy(h[12:], own.AsSlice())
+	copy(h[16:], next.AsSlice())
+	sum := uint32(0)
+	for i := 0; i < udp; i += 2 {
+		sum += uint32(binary.NativeEndian.Uint16(h[i:]))
+	}
+	binary.BigEndian.PutUint16(h[udp:], 0x8000)
+	binary.BigEndian.PutUint16(h[udp+2:], vxlanPort)
+	h[vxlan], h[vxlan+6] = 8, 1 // there is a VNI: 1
+	h[vxlan+8], h[vxlan+14] = 2, 2
+	binary.BigEndian.PutUint16(h[vxlan+20:], etherIPv4)
+	return slices.Concat(remembering(conns, ethernet), asm.Instructions{
+		asm.LoadMem(asm.R7, asm.R6, 0, asm.Word), asm.Add.Imm(asm.R7, wrap-ethernet), // length of the outer packet
+		asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, wrap), asm.Mov.Imm(asm.R3, unix.BPF_ADJ_ROOM_MAC),
+		asm.LoadImm(asm.R4, room, asm.DWord), asm.FnSkbAdjustRoom.Call(),
+		asm.JNE.Imm(asm.R0, 0, "next"),
+	}, onStack(at, h), asm.Instructions{
+		asm.Mov.Reg(asm.R1, asm.R7), asm.HostTo(asm.BE, asm.R1, asm.Half), asm.StoreMem(asm.RFP, at+2, asm.R1, asm.Half),
+		asm.Add.Imm(asm.R1, int32(sum)),
+		asm.Mov.Reg(asm.R2, asm.R1), asm.RSh.Imm(asm.R2, 16), asm.And.Imm(asm.R1, 0xffff), asm.Add.Reg(asm.R1, asm.R2),
+		asm.Mov.Reg(asm.R2, asm.R1), asm.RSh.Imm(asm.R2, 16), asm.Add.Reg(asm.R1, asm.R2),
+		asm.Xor.Imm(asm.R1, -1), asm.StoreMem(asm.RFP, at+10, asm.R1, asm.Half),
+		asm.Sub.Imm(asm.R7, udp), asm.HostTo(asm.BE, asm.R7, asm.Half), asm.StoreMem(asm.RFP, at+udp+4, asm.R7, asm.Half),
+	}, intoFrame(ethernet, at, wrap), ontoWire(next, ifindex))
+}
+
+// attachIngress attaches a program to the IPv4 packets that come in by a device of the namespace.
 func (g *ground) attachIngress(space, dev string, program func() (asm.Instructions, error)) error {
 	return g.inside(space, func() error {
 		insns, err := program()
 		if err != nil {
 			return err
 		}
-		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, Instructions: insns, License: "Dual BSD/GPL"})
+		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, Instructions: unlessIPv4(insns), License: "Dual BSD/GPL"})
 		if err != nil {
 			return fmt.Errorf("load the bare program: %w", err)
 		}
@@ -178,8 +260,8 @@ func (g *ground) barePod(host, pod, ip string, mtu int) (place, error) {
 		in+"route add 169.254.1.1 dev eth0", fmt.Sprintf("%sroute add default via 169.254.1.1 dev eth0 mtu %d", in, mtu))
 }
 
-// deliverTo is the program that puts what it sees into the pod.
-func (g *ground) deliverTo(conns *ebpf.Map, host, pod string) func() (asm.Instructions, error) {
+// towards is the program that takes what it sees the way in, to the pod.
+func (g *ground) towards(host, pod string, conns *ebpf.Map, way inward) func() (asm.Instructions, error) {
 	return func() (asm.Instructions, error) {
 		outer, err := net.InterfaceByName(pod)
 		if err != nil {
@@ -195,7 +277,7 @@ func (g *ground) deliverTo(conns *ebpf.Map, host, pod string) func() (asm.Instru
 		}); err != nil {
 			return nil, err
 		}
-		return bareDeliver(conns, mac, outer.HardwareAddr, outer.Index), nil
+		return way(conns, mac, outer.HardwareAddr, outer.Index), nil
 	}
 }
 
@@ -227,10 +309,10 @@ func (g *ground) bareSameNode(mtu int, conntrack bool) (shape, error) {
 		s.server, err = g.barePod("bh", "bb", s.dst, mtu)
 	}
 	if err == nil {
-		err = g.attachIngress("bh", "ba", g.deliverTo(conns, "bh", "bb"))
+		err = g.attachIngress("bh", "ba", g.towards("bh", "bb", conns, bareDeliver))
 	}
 	if err == nil {
-		err = g.attachIngress("bh", "bb", g.deliverTo(conns, "bh", "ba"))
+		err = g.attachIngress("bh", "bb", g.towards("bh", "ba", conns, bareDeliver))
 	}
 	return s, err
 }
@@ -238,25 +320,26 @@ func (g *ground) bareSameNode(mtu int, conntrack bool) (shape, error) {
 // bareConntrack is what the names of the bare shapes end with where connections are remembered.
 const bareConntrack = ", conntrack"
 
-// bareNative is two nodes with a pod each: redirect_neigh with the next hop given, a wire, redirect_peer; with conntrack,
-// each node remembers connections.
-func (g *ground) bareNative(mtu int, conntrack bool) (shape, error) {
-	s := shape{name: "bare native", dst: "10.76.2.2"}
+// bareNodes is two nodes with a pod each, joined by a wire; with conntrack, each node remembers connections. prefix begins
+// the names of the namespaces.
+func (g *ground) bareNodes(name, prefix string, mtu int, conntrack bool, out outward, in inward) (shape, error) {
+	s := shape{name: name, dst: "10.76.2.2"}
 	if conntrack {
 		s.name += bareConntrack
 	}
 	var err error
 	for _, side := range []string{"1", "2"} {
-		if _, e := g.space("w" + side); e != nil {
+		if _, e := g.space(prefix + "n" + side); e != nil {
 			return s, e
 		}
 	}
-	if _, err = sh(fmt.Sprintf("ip link add wire netns %sw1 type veth peer name wire netns %sw2", g.run, g.run)); err != nil {
+	if _, err = sh(fmt.Sprintf("ip link add wire netns %[1]s1 type veth peer name wire netns %[1]s2", g.run+prefix+"n")); err != nil {
 		return s, err
 	}
 	for side, other := range map[string]string{"1": "2", "2": "1"} {
-		node, pod, next := "w"+side, "x"+side, netip.MustParseAddr("172.29.72."+other)
-		if err := all(fmt.Sprintf("ip -n %s%s addr add 172.29.72.%s/24 dev wire", g.run, node, side), fmt.Sprintf("ip -n %s%s link set wire up", g.run, node)); err != nil {
+		node, pod := prefix+"n"+side, prefix+"p"+side
+		own, next := netip.MustParseAddr("172.29.72."+side), netip.MustParseAddr("172.29.72."+other)
+		if err := all(fmt.Sprintf("ip -n %s%s addr add %s/24 dev wire", g.run, node, own), fmt.Sprintf("ip -n %s%s link set wire up", g.run, node)); err != nil {
 			return s, err
 		}
 		p, err := g.barePod(node, pod, "10.76.2."+side, mtu)
@@ -269,12 +352,12 @@ func (g *ground) bareNative(mtu int, conntrack bool) (shape, error) {
 				return s, err
 			}
 		}
-		if err := errors.Join(g.attachIngress(node, "wire", g.deliverTo(conns, node, pod)), g.attachIngress(node, pod, func() (asm.Instructions, error) {
+		if err := errors.Join(g.attachIngress(node, "wire", g.towards(node, pod, conns, in)), g.attachIngress(node, pod, func() (asm.Instructions, error) {
 			i, err := net.InterfaceByName("wire")
 			if err != nil {
 				return nil, err
 			}
-			return bareSend(conns, next, i.Index), nil
+			return out(conns, own, next, i.Index), nil
 		})); err != nil {
 			return s, err
 		}
@@ -285,4 +368,14 @@ func (g *ground) bareNative(mtu int, conntrack bool) (shape, error) {
 		}
 	}
 	return s, nil
+}
+
+// bareNative: redirect_neigh with the next hop given, redirect_peer.
+func (g *ground) bareNative(mtu int, conntrack bool) (shape, error) {
+	return g.bareNodes("bare native", "w", mtu, conntrack, bareSend, bareDeliver)
+}
+
+// bareVXLAN: the tunnel's header put on and taken off besides. No VXLAN device is there, and nothing is checked.
+func (g *ground) bareVXLAN(mtu int, conntrack bool) (shape, error) {
+	return g.bareNodes("bare VXLAN", "u", mtu, conntrack, bareWrap, bareUnwrap)
 }

@@ -124,7 +124,11 @@ func benchmark(ctx context.Context, o options) (err error) {
 		if err != nil {
 			return err
 		}
-		f, err := measure(ctx, log, vxlan.name, []shape{pair, kernel, vxlan}, pair.name, all, o.rounds, o.millis, promised)
+		limits, err := g.bare(func(h *ground, conntrack bool) (shape, error) { return h.bareVXLAN(1450, conntrack) })
+		if err != nil {
+			return err
+		}
+		f, err := measure(ctx, log, vxlan.name, slices.Concat([]shape{pair, kernel}, limits, []shape{vxlan}), pair.name, all, o.rounds, o.millis, promised)
 		if err != nil {
 			return err
 		}
@@ -132,7 +136,7 @@ func benchmark(ctx context.Context, o options) (err error) {
 		if err := c.configure(ctx, `{"spec":{"routing":{"mode":"Native"}}}`); err != nil {
 			return err
 		}
-		limits, err := g.bare(func(h *ground, conntrack bool) (shape, error) { return h.bareNative(1500, conntrack) })
+		limits, err = g.bare(func(h *ground, conntrack bool) (shape, error) { return h.bareNative(1500, conntrack) })
 		if err != nil {
 			return err
 		}

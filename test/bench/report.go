@@ -80,8 +80,9 @@ back on a lasting TCP connection; crr: connect, one byte there and back, close; 
 Client and server share one CPU, so a ratio compares what the whole path costs; -cross: each on its own CPU. Best is the ratio of the rates
 that a tenth of the slices reach, the ones that the machine disturbed least; bars are judged by the median.
 BIG TCP: every device on the way takes segments of 196608 bytes instead of the 64 KiB of all other shapes, the veth pair beside it among them.
-The bare shapes are the limit on this machine: devices like ours, and programs that know one way by heart and only redirect. With
-conntrack, they also remember connections: each packet looks for its own in the kernel's LRU table, the first puts it in.
+The bare shapes are the limit on this machine: devices like ours, and programs that know one way by heart and only redirect, for VXLAN with a
+header put on and taken off besides. With conntrack, they also remember connections: each packet looks for its own in the kernel's LRU table,
+the first puts it in.
 CNI ADD: 20 pods, 8 at a time, 15 times, of each plugin in turns and as processes of the same node; ours gives both families and finds pods that were bound to the node seconds ago, bridge gives IPv4.
 Reports of flows are switched on and off before each slice, through the live record in which the agent of the node puts CiliumConfig's flows.reporting.
 
