@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -51,6 +52,9 @@ func refuseArguments(cmd *cobra.Command) {
 	}
 	cmd.Args = func(c *cobra.Command, args []string) error {
 		if err := check(c, args); err != nil {
+			if _, wanted, ok := strings.Cut(c.Use, " "); ok {
+				err = fmt.Errorf("%s %s: %w", c.CommandPath(), wanted, err)
+			}
 			return fmt.Errorf("%w (see %s --help)", err, c.CommandPath())
 		}
 		return nil

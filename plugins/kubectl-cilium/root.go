@@ -17,6 +17,7 @@ import (
 	"github.com/kube-cilium/kube-cilium/api/v1alpha1"
 	"github.com/kube-cilium/kube-cilium/bpf"
 	"github.com/kube-cilium/kube-cilium/internal/flow"
+	"github.com/kube-cilium/kube-cilium/internal/version"
 	"github.com/kube-cilium/kube-cilium/plugins/cluster"
 	"github.com/kube-cilium/kube-cilium/plugins/commandline"
 )
@@ -36,6 +37,7 @@ func newRoot(streams genericiooptions.IOStreams) *cobra.Command {
 		Short:       "See and manage the cluster's network",
 		Long: "See and manage the cluster's network.\n\n" +
 			"Exit codes: 0 all is well, 1 something is wrong, could not be done or makes no sense.",
+		Version:      version.Version,
 		SilenceUsage: true, SilenceErrors: true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}

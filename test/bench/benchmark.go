@@ -19,6 +19,7 @@ type options struct {
 	out            string
 	testCluster    string
 	beside         string
+	times          int
 	only           string
 	cluster        string
 	kinds          string
@@ -39,6 +40,12 @@ func benchmark(ctx context.Context, o options) (err error) {
 	log := os.Stderr
 	var figures []Figure
 	want := func(part string) bool { return o.only == "" || slices.Contains(strings.Split(o.only, ","), part) }
+	if o.beside != "" {
+		if figures, err = buildFigures(ctx, log, o); err != nil {
+			return err
+		}
+		return report(log, o, figures)
+	}
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return err
@@ -51,12 +58,6 @@ func benchmark(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer c.close()
-	if o.beside != "" {
-		if figures, err = buildFigures(ctx, log, c, o); err != nil {
-			return err
-		}
-		return report(log, o, figures)
-	}
 	g.cni = filepath.Dir(c.Binaries["bridge"])
 	g.like = c.pods["client"].procs
 	pair, err := g.straight()

@@ -10,20 +10,55 @@ import (
 	"strings"
 )
 
-// buildFigures compares two builds: c's cluster and one of what the checkout o.beside holds are up together, each
-// with a wire between its nodes, and what a change costs is the ratio of the two in one run.
-func buildFigures(ctx context.Context, log io.Writer, c *ours, o options) (figures []Figure, err error) {
+// buildFigures compares this build with what the checkout o.beside holds: clusters of both are up together, and what a
+// change costs is the ratio of the two in one run. Where its tables came to lie in memory makes a cluster faster or
+// slower for as long as it lives, crr by up to 2 %: so both are brought up o.times, the one first and then the other, and
+// the quartiles are of what each of these gave.
+func buildFigures(ctx context.Context, log io.Writer, o options) ([]Figure, error) {
+	type key struct{ figure, shape string }
+	ratios, best := map[key][]float64{}, map[key][]float64{}
+	var figures []Figure
+	for i := range o.times {
+		fmt.Fprintf(log, "bringing both clusters up, %d/%d\n", i+1, o.times)
+		once, err := besideOnce(ctx, log, o, i%2 == 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range once {
+			k := key{f.Figure, f.Shape}
+			ratios[k], best[k] = append(ratios[k], f.Ratio), append(best[k], f.Best)
+		}
+		figures = once
+	}
+	for i := range figures {
+		f := &figures[i]
+		k := key{f.Figure, f.Shape}
+		f.P25, f.Ratio, f.P75 = quartiles(ratios[k])
+		f.Best = percentile(best[k], 0.5)
+	}
+	return figures, nil
+}
+
+// besideOnce brings a cluster of either build up, each with a wire between its nodes, and compares them.
+func besideOnce(ctx context.Context, log io.Writer, o options, oursFirst bool) (figures []Figure, err error) {
+	bring := func(name, source string) (*ours, error) { return bringUp(ctx, o.testCluster, o.cluster+name, source) }
+	var c, other *ours
+	for _, turn := range []bool{oursFirst, !oursFirst} {
+		if turn {
+			if c, err = bring("", ""); err == nil {
+				defer c.close()
+			}
+		} else if other, err = bring("-beside", o.beside); err == nil {
+			defer other.close()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	parts := []string{"same", "cross"}
 	if o.only != "" {
 		parts = strings.Split(o.only, ",")
 	}
-	fmt.Fprintln(log, "bringing the other build's cluster up")
-	other, err := bringUp(ctx, o.testCluster, o.cluster+"-beside", o.beside)
-	if err != nil {
-		return nil, err
-	}
-	defer other.close()
-	kinds := strings.Split(o.kinds, ",")
 	compare := func(name, server string) error {
 		var shapes []shape
 		for _, side := range []struct {
@@ -33,7 +68,10 @@ func buildFigures(ctx context.Context, log io.Writer, c *ours, o options) (figur
 			to := side.pods[server]
 			shapes = append(shapes, shape{name: side.name, client: side.pods["client"], server: to, dst: to.ips["4"]})
 		}
-		f, err := measure(ctx, log, name, shapes, shapes[0].name, kinds, o.rounds, o.millis, nil)
+		f, err := measure(ctx, log, name, shapes, shapes[0].name, strings.Split(o.kinds, ","), max(o.rounds/o.times, 1), o.millis, nil)
+		for _, f := range f {
+			fmt.Fprintln(log, line(f))
+		}
 		figures = append(figures, f...)
 		return err
 	}
