@@ -16,6 +16,7 @@ import (
 // arguments, an unknown verb. To be called when root has all its verbs.
 func Refuse(root *cobra.Command) {
 	root.SetFlagErrorFunc(flagError)
+	root.Flags().Bool("version", false, "Print the version of this plugin.") // cobra's own has the short form -v, kubectl's for verbosity
 	refuseArguments(root)
 }
 
@@ -52,7 +53,7 @@ func refuseArguments(cmd *cobra.Command) {
 	}
 	cmd.Args = func(c *cobra.Command, args []string) error {
 		if err := check(c, args); err != nil {
-			if _, wanted, ok := strings.Cut(c.Use, " "); ok {
+			if _, wanted, ok := strings.Cut(c.Use, " "); ok && !strings.Contains(err.Error(), c.CommandPath()) {
 				err = fmt.Errorf("%s %s: %w", c.CommandPath(), wanted, err)
 			}
 			return fmt.Errorf("%w (see %s --help)", err, c.CommandPath())

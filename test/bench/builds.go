@@ -11,9 +11,9 @@ import (
 )
 
 // buildFigures compares this build with what the checkout o.beside holds: clusters of both are up together, and what a
-// change costs is the ratio of the two in one run. Where its tables came to lie in memory makes a cluster faster or
-// slower for as long as it lives, crr by up to 2 %: so both are brought up o.times, the one first and then the other, and
-// the quartiles are of what each of these gave.
+// change costs is the ratio of the two in one run. But a cluster is faster or slower than another of the same build for
+// as long as it lives, crr by up to 3 % (probably by where its tables came to lie in memory): so both are brought up
+// o.times, in alternating order, and the quartiles are of what each of these gave. With one time they are of its rounds.
 func buildFigures(ctx context.Context, log io.Writer, o options) ([]Figure, error) {
 	type key struct{ figure, shape string }
 	ratios, best := map[key][]float64{}, map[key][]float64{}
@@ -30,6 +30,10 @@ func buildFigures(ctx context.Context, log io.Writer, o options) ([]Figure, erro
 		}
 		figures = once
 	}
+	if o.times == 1 {
+		return figures, nil
+	}
+	fmt.Fprintf(log, "over %d pairs of clusters\n", o.times)
 	for i := range figures {
 		f := &figures[i]
 		k := key{f.Figure, f.Shape}
@@ -68,7 +72,7 @@ func besideOnce(ctx context.Context, log io.Writer, o options, oursFirst bool) (
 			to := side.pods[server]
 			shapes = append(shapes, shape{name: side.name, client: side.pods["client"], server: to, dst: to.ips["4"]})
 		}
-		f, err := measure(ctx, log, name, shapes, shapes[0].name, strings.Split(o.kinds, ","), max(o.rounds/o.times, 1), o.millis, nil)
+		f, err := measure(ctx, log, name, shapes, shapes[0].name, strings.Split(o.kinds, ","), o.rounds/o.times, o.millis, nil)
 		for _, f := range f {
 			fmt.Fprintln(log, line(f))
 		}

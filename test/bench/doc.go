@@ -13,7 +13,7 @@
 // Two kinds of shape are limits: the bare ones have our devices and programs that
 // know one way by heart, without connection tracking and with the least of it.
 // --beside CHECKOUT measures another build of ours instead, in clusters that are
-// brought up --times times: where tables lie in memory is each cluster's own luck.
+// brought up --times times: two of one build differ, too.
 //
 // Our shapes run on a real cluster; the others in namespaces made for them, so
 // that our programs are on nobody else's path. All workers run at the highest

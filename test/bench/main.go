@@ -44,7 +44,7 @@ func start(args []string) error {
 	fs.StringVar(&o.out, "out", "docs", "folder for benchmarks.md and benchmarks.json")
 	fs.StringVar(&o.testCluster, "test-cluster", os.Getenv("TEST_CLUSTER"), "the test-cluster binary")
 	fs.StringVar(&o.beside, "beside", "", "another checkout: measure what it builds beside what this one builds, same node and cross, and write nothing")
-	fs.IntVar(&o.times, "times", 4, "with --beside: how often both are brought up anew; the rounds are shared among them")
+	fs.IntVar(&o.times, "times", 4, "with --beside: how often both checkouts, which must stay as they are, are built and brought up; the rounds are shared among these")
 	fs.StringVar(&o.kinds, "kinds", "rr,crr,rr-cross,crr-cross,udp,stream", "what is measured between shapes")
 	fs.StringVar(&o.cluster, "name", "bench", "name of the cluster that is made for it")
 	fs.StringVar(&o.only, "only", "", "some parts: same, cross, bigtcp, cut, cni, memory, programs, flows, policy, enforced; empty: all")
@@ -56,9 +56,10 @@ func start(args []string) error {
 			return fmt.Errorf("--beside measures same and cross, not %s", part)
 		}
 	}
-	if o.beside != "" && (o.times < 1 || o.times > o.rounds) {
-		return fmt.Errorf("--times must be at least 1 and at most the %d rounds", o.rounds)
+	if o.times < 1 || o.rounds < 1 {
+		return errors.New("--rounds and --times must be at least 1")
 	}
+	o.times = min(o.times, o.rounds)
 	if os.Geteuid() != 0 {
 		return errors.New("makes namespaces and clusters: needs root")
 	}

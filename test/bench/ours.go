@@ -45,8 +45,11 @@ spec:
 }
 
 // bringUp makes the cluster and its pods; when that fails nothing of it stays. What is ours is built from the checkout
-// source; empty: from this one.
+// source; empty: from this one. A cluster of the name that is there already is somebody's and stays.
 func bringUp(ctx context.Context, tool, name, source string) (o *ours, err error) {
+	if _, err := testcluster.Find(ctx, tool, name); err == nil {
+		return nil, fmt.Errorf("a cluster %s is there already: take another --name, or remove it by %s down --name %s", name, tool, name)
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, testcluster.Down(tool, name))

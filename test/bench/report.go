@@ -79,6 +79,7 @@ A ratio is paired within a round of short slices in random order; the median ove
 back on a lasting TCP connection; crr: connect, one byte there and back, close; stream: one TCP stream; udp: one datagram there and back.
 Client and server share one CPU, so a ratio compares what the whole path costs; -cross: each on its own CPU. Best is the ratio of the rates
 that a tenth of the slices reach, the ones that the machine disturbed least; bars are judged by the median.
+Ours is one cluster, and another of the same build differs in crr by up to 3 %%, whatever the quartiles.
 BIG TCP: every device on the way takes segments of 196608 bytes instead of the 64 KiB of all other shapes, the veth pair beside it among them.
 The bare shapes are the limit on this machine: devices like ours, and programs that know one way by heart and only redirect, for VXLAN with a
 header put on and taken off besides. With conntrack, they also remember connections: each packet looks for its own in the kernel's LRU table,
