@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"container/heap"
 	"context"
 	"sync"
@@ -83,6 +84,13 @@ func (m *merger) take(before time.Time) []*observerpb.GetFlowsResponse {
 	return all
 }
 
+// byTime puts what happened at one time on several nodes into the order of their names, for clocks are read in ticks and
+// nobody knows better: the same question has the same answer whichever node was faster. What a node tells of one time
+// stays in the order in which it tells it.
+func byTime(a, b *observerpb.GetFlowsResponse) int {
+	return cmp.Or(timeOf(a).Compare(timeOf(b)), cmp.Compare(a.GetNodeName(), b.GetNodeName()))
+}
+
 // timeOf is when what a message tells of happened.
 func timeOf(r *observerpb.GetFlowsResponse) time.Time { return r.GetTime().AsTime() }
 
@@ -93,15 +101,12 @@ type arrived struct {
 	order uint64
 }
 
-// eventHeap has the oldest event first; events of one time in the order in which they came.
+// eventHeap has the oldest event first; events of one time and node in the order in which they came.
 type eventHeap []arrived
 
 func (h eventHeap) Len() int { return len(h) }
 func (h eventHeap) Less(i, j int) bool {
-	if c := timeOf(h[i].event).Compare(timeOf(h[j].event)); c != 0 {
-		return c < 0
-	}
-	return h[i].order < h[j].order
+	return cmp.Or(byTime(h[i].event, h[j].event), cmp.Compare(h[i].order, h[j].order)) < 0
 }
 func (h eventHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
 func (h *eventHeap) Push(x any)   { *h = append(*h, x.(arrived)) }

@@ -18,7 +18,8 @@ func at(ms int, node string) *observerpb.GetFlowsResponse {
 	return &observerpb.GetFlowsResponse{Time: timestamppb.New(time.UnixMilli(int64(ms))), NodeName: node}
 }
 
-// Events of three nodes that came in any order within the settling time leave in the order of their times.
+// Events of three nodes that came in any order within the settling time leave in the order of their times, those of one time in that
+// of their nodes.
 func TestMergerOrders(t *testing.T) {
 	var got []*observerpb.GetFlowsResponse
 	m := newMerger(time.Hour, func(e *observerpb.GetFlowsResponse) error { got = append(got, e); return nil })
@@ -44,6 +45,9 @@ func TestMergerOrders(t *testing.T) {
 	for i := 1; i < len(got); i++ {
 		if timeOf(got[i]).Before(timeOf(got[i-1])) {
 			t.Fatalf("event %d at %v after %v", i, timeOf(got[i]), timeOf(got[i-1]))
+		}
+		if timeOf(got[i]).Equal(timeOf(got[i-1])) && got[i].NodeName < got[i-1].NodeName {
+			t.Fatalf("event %d of %s after that of %s at the same time", i, got[i].NodeName, got[i-1].NodeName)
 		}
 	}
 }

@@ -223,7 +223,7 @@ func (s *source) past(ctx context.Context, req *observerpb.GetFlowsRequest, seen
 		}
 		return nil, errNobody
 	}
-	slices.SortStableFunc(all, func(a, b *observerpb.GetFlowsResponse) int { return timeOf(a).Compare(timeOf(b)) })
+	slices.SortStableFunc(all, byTime)
 	if n := int(min(req.Number, uint64(len(all)))); n > 0 && req.First {
 		all = all[:n]
 	} else if n > 0 {

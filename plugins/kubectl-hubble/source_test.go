@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"io"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -118,7 +119,7 @@ func (s *someFlows) Recv() (*observerpb.GetFlowsResponse, error) {
 	}
 	f := s.flows[0]
 	s.flows = s.flows[1:]
-	return &observerpb.GetFlowsResponse{Time: f.Time, ResponseTypes: &observerpb.GetFlowsResponse_Flow{Flow: f}}, nil
+	return &observerpb.GetFlowsResponse{Time: f.Time, NodeName: f.NodeName, ResponseTypes: &observerpb.GetFlowsResponse_Flow{Flow: f}}, nil
 }
 
 // With -f, what came after a younger flow of the same node was left out.
@@ -223,6 +224,62 @@ func TestLastFlowsOfAnotherAgent(t *testing.T) {
 	}{{"one", -5, 0}, {"two", 5, 0}, {"three", slack.Milliseconds() + 1, 3}, {"four", 6, 1}} {
 		if got := len(l.news(flow(c.uuid, c.ms))); got != c.want {
 			t.Errorf("%s: %d are told, want %d", c.uuid, got, c.want)
+		}
+	}
+}
+
+// sameTime is a node's server with two flows of one time; it answers once the given server, if any, has answered.
+type sameTime struct {
+	node  string
+	after *sameTime
+	told  chan struct{}
+}
+
+func (n *sameTime) GetFlows(context.Context, *observerpb.GetFlowsRequest, ...grpc.CallOption) (grpc.ServerStreamingClient[observerpb.GetFlowsResponse], error) {
+	if n.after != nil {
+		<-n.after.told
+	}
+	s := &someFlows{end: io.EOF}
+	for i := range 2 {
+		s.flows = append(s.flows, &flowpb.Flow{Time: timestamppb.New(time.Unix(1, 0)), NodeName: n.node, Uuid: n.node + strconv.Itoa(i)})
+	}
+	return &ending{ServerStreamingClient: s, told: n.told}, nil
+}
+
+// ending closes told when its stream is over.
+type ending struct {
+	grpc.ServerStreamingClient[observerpb.GetFlowsResponse]
+	told chan struct{}
+}
+
+func (e *ending) Recv() (*observerpb.GetFlowsResponse, error) {
+	r, err := e.ServerStreamingClient.Recv()
+	if err != nil {
+		close(e.told)
+	}
+	return r, err
+}
+
+// Two nodes' clocks that are read in ticks often say the same: the same question has the same answer, whichever node is
+// faster.
+func TestFlowsOfOneTime(t *testing.T) {
+	for _, first := range []int{0, 1} {
+		nodes := []*sameTime{{node: "worker-1", told: make(chan struct{})}, {node: "worker-2", told: make(chan struct{})}}
+		nodes[1-first].after = nodes[first]
+		s := quietSource(t, nil)
+		s.targets = nil
+		for _, n := range nodes {
+			s.targets = append(s.targets, target{node: n.node, connect: func(context.Context) (observer, func(), error) { return n, func() {}, nil }})
+		}
+		var got []string
+		if err := s.Flows(t.Context(), &observerpb.GetFlowsRequest{}, func(r *observerpb.GetFlowsResponse) error {
+			got = append(got, r.GetFlow().GetUuid())
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{"worker-10", "worker-11", "worker-20", "worker-21"}; !slices.Equal(got, want) {
+			t.Errorf("%s answered first: %v, not %v", nodes[first].node, got, want)
 		}
 	}
 }
