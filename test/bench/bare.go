@@ -283,8 +283,7 @@ func (g *ground) towards(host, pod string, conns *ebpf.Map, way inward) func() (
 
 // bare builds a bare shape twice, without connection tracking and with it. Names are given once in a ground.
 func (g *ground) bare(build func(h *ground, conntrack bool) (shape, error)) ([]shape, error) {
-	h := &ground{run: g.run + "t-", dir: g.dir + "-conntrack", cni: g.cni, like: g.like}
-	g.also = append(g.also, h)
+	h := g.another("conntrack")
 	without, err := build(g, false)
 	if err != nil {
 		return nil, err

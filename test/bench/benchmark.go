@@ -50,24 +50,31 @@ func benchmark(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	g := &ground{run: fmt.Sprintf("kcb%d-", os.Getpid()), dir: dir}
-	defer g.close()
 	fmt.Fprintln(log, "bringing a cluster up")
 	c, err := bringUp(ctx, o.testCluster, o.cluster, "")
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	g.cni = filepath.Dir(c.Binaries["bridge"])
-	g.like = c.pods["client"].procs
-	pair, err := g.straight()
+	clientPod, same, other := c.pods["client"], c.pods["same"], c.pods["other"]
+	all := strings.Split(o.kinds, ",")
+	g := &ground{
+		run: fmt.Sprintf("kcb%d-", os.Getpid()), dir: dir,
+		cni: filepath.Dir(c.Binaries["bridge"]), like: [2]string{clientPod.procs, same.procs},
+	}
+	defer g.close()
+	far := g.another("far")
+	far.like[1] = other.procs
+	farPair, err := far.straight()
 	if err != nil {
 		return err
 	}
-	clientPod, same, other := c.pods["client"], c.pods["same"], c.pods["other"]
-	all := strings.Split(o.kinds, ",")
 
 	if want("same") {
+		pair, err := g.straight()
+		if err != nil {
+			return err
+		}
 		bridge, err := g.reference("bridge", "10.73.0.0/24")
 		if err != nil {
 			return err
@@ -121,15 +128,15 @@ func benchmark(ctx context.Context, o options) (err error) {
 		}
 	}
 	if want("cross") {
-		kernel, err := g.kernelVXLAN(false)
+		kernel, err := far.kernelVXLAN(false)
 		if err != nil {
 			return err
 		}
-		limits, err := g.bare(func(h *ground, conntrack bool) (shape, error) { return h.bareVXLAN(1450, conntrack) })
+		limits, err := far.bare(func(h *ground, conntrack bool) (shape, error) { return h.bareVXLAN(1450, conntrack) })
 		if err != nil {
 			return err
 		}
-		f, err := measure(ctx, log, vxlan.name, slices.Concat([]shape{pair, kernel}, limits, []shape{vxlan}), pair.name, all, o.rounds, o.millis, promised)
+		f, err := measure(ctx, log, vxlan.name, slices.Concat([]shape{farPair, kernel}, limits, []shape{vxlan}), farPair.name, all, o.rounds, o.millis, promised)
 		if err != nil {
 			return err
 		}
@@ -137,13 +144,13 @@ func benchmark(ctx context.Context, o options) (err error) {
 		if err := c.configure(ctx, `{"spec":{"routing":{"mode":"Native"}}}`); err != nil {
 			return err
 		}
-		limits, err = g.bare(func(h *ground, conntrack bool) (shape, error) { return h.bareNative(1500, conntrack) })
+		limits, err = far.bare(func(h *ground, conntrack bool) (shape, error) { return h.bareNative(1500, conntrack) })
 		if err != nil {
 			return err
 		}
 		native := vxlan
 		native.name = "two nodes, native"
-		if f, err = measure(ctx, log, native.name, slices.Concat([]shape{pair}, limits, []shape{native}), pair.name, all, o.rounds, o.millis, promised); err != nil {
+		if f, err = measure(ctx, log, native.name, slices.Concat([]shape{farPair}, limits, []shape{native}), farPair.name, all, o.rounds, o.millis, promised); err != nil {
 			return err
 		}
 		figures = append(figures, f...)
@@ -152,16 +159,14 @@ func benchmark(ctx context.Context, o options) (err error) {
 		}
 	}
 	if want("bigtcp") {
-		f, err := bigTCPFigures(ctx, log, c, g, pair, o.rounds, o.millis)
+		f, err := bigTCPFigures(ctx, log, c, far, farPair, o.rounds, o.millis)
 		if err != nil {
 			return err
 		}
 		figures = append(figures, f...)
 	}
 	if want("cut") {
-		h := &ground{run: g.run + "c", dir: filepath.Join(g.dir, "cut"), cni: g.cni, like: g.like}
-		defer h.close()
-		kernel, err := h.kernelVXLAN(true)
+		kernel, err := far.another("cut").kernelVXLAN(true)
 		if err != nil {
 			return err
 		}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -100,8 +99,7 @@ func (o *ours) podsTake(size int) error {
 // devices take 64 KiB, and what a pair gains by itself. All other figures are of devices of 64 KiB: the wire of the
 // bench is a virtual device, whose sizes the agents leave alone.
 func bigTCPFigures(ctx context.Context, log io.Writer, c *ours, g *ground, pair shape, rounds, millis int) (figures []Figure, err error) {
-	h := &ground{run: g.run + "g", dir: filepath.Join(g.dir, "bigtcp"), cni: g.cni, like: g.like}
-	defer h.close()
+	h := g.another("big")
 	big, err := h.straight()
 	if err != nil {
 		return nil, err

@@ -162,9 +162,7 @@ func (o *ours) policiesInForce(ctx context.Context) error {
 func (g *ground) ruled() ([]shape, error) {
 	shapes := []shape{}
 	// Names are given once in a ground, and this one may have a ptp already.
-	bare := &ground{run: g.run + "none-", dir: g.dir + "-none", cni: g.cni, like: g.like}
-	g.also = append(g.also, bare)
-	plain, err := bare.reference("ptp", "10.75.0.0/24")
+	plain, err := g.another("none").reference("ptp", "10.75.0.0/24")
 	if err != nil {
 		return nil, err
 	}
@@ -173,8 +171,7 @@ func (g *ground) ruled() ([]shape, error) {
 	subnet := 76
 	for _, how := range []string{"iptables", "ipset"} {
 		for _, n := range ruleCounts {
-			h := &ground{run: fmt.Sprintf("%s%c%d-", g.run, how[2], n), dir: g.dir + "-" + how + strconv.Itoa(n), cni: g.cni, like: g.like}
-			g.also = append(g.also, h)
+			h := g.another(how + strconv.Itoa(n))
 			s, err := h.reference("ptp", fmt.Sprintf("10.%d.0.0/24", subnet))
 			if err != nil {
 				return nil, err

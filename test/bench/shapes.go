@@ -21,9 +21,10 @@ type ground struct {
 	cni    string // folder of the reference plugins
 	dir    string // scratch
 	spaces []string
-	// like is the cgroup.procs file of one of our pods: workers beside ours get a cgroup2 as deep, since the kernel's
-	// pressure accounting walks all levels at each wakeup. None of our programs is attached there.
-	like   string
+	// like are the cgroup.procs files of the two pods of ours that a shape stands beside. Its workers get a cgroup2 as
+	// deep as these and as far from each other, since with each switch from one to the other the kernel's pressure
+	// accounting walks all levels that they do not share. None of our programs is attached there.
+	like   [2]string
 	groups []string // made, the innermost last
 	links  []io.Closer
 	// also are grounds of which each is closed with this one: names in one ground are given once.
@@ -46,20 +47,31 @@ func (g *ground) space(name string) (place, error) {
 	return p, err
 }
 
-// group makes a cgroup2 as deep as a pod's. As with pods, the two innermost levels are its own.
+// another is a ground within this one, closed with it, for names are given once in each.
+func (g *ground) another(name string) *ground {
+	h := &ground{run: g.run + name + "-", dir: filepath.Join(g.dir, name), cni: g.cni, like: g.like}
+	g.also = append(g.also, h)
+	return h
+}
+
+// group makes a cgroup2 as deep as a pod's. Of its levels as many are its own as one pod does not share with the other.
 func (g *ground) group(name string) (procs string, err error) {
-	mount, path, err := cgroup2Of(g.like)
+	mount, path, err := cgroup2Of(g.like[0])
 	if err != nil {
 		return "", err
 	}
+	_, other, err := cgroup2Of(g.like[1])
+	if err != nil {
+		return "", err
+	}
+	levels, shared := pathLevels(path, other)
 	dir := filepath.Join(mount, g.run+"bench")
-	levels := strings.Count(strings.Trim(path, "/"), "/") + 1
 	for i := range levels {
 		if i > 0 {
 			dir = filepath.Join(dir, fmt.Sprint("level", i))
-			if i >= levels-2 {
-				dir += "-" + name
-			}
+		}
+		if i >= shared {
+			dir += "-" + name
 		}
 		if err := os.Mkdir(dir, 0o755); err == nil {
 			g.groups = append(g.groups, dir)
@@ -70,8 +82,17 @@ func (g *ground) group(name string) (procs string, err error) {
 	return filepath.Join(dir, "cgroup.procs"), nil
 }
 
+// pathLevels is how many names a path has, and with how many of them another begins.
+func pathLevels(path, other string) (levels, shared int) {
+	names, others := strings.Split(path, "/"), strings.Split(other, "/")
+	for shared < min(len(names), len(others)) && names[shared] == others[shared] {
+		shared++
+	}
+	return len(names), shared
+}
+
 func (g *ground) close() {
-	for _, h := range g.also {
+	for _, h := range slices.Backward(g.also) {
 		h.close()
 	}
 	for _, l := range g.links {

@@ -42,3 +42,17 @@ func TestBarIsKeptOnTheRightSide(t *testing.T) {
 		}
 	}
 }
+
+func TestPathLevels(t *testing.T) {
+	const pod = "cluster/worker-1/kubepods/besteffort/pod1/a"
+	for other, want := range map[string]int{
+		"cluster/worker-1/kubepods/besteffort/pod2/b": 4,
+		"cluster/worker-2/kubepods/besteffort/pod2/a": 1,
+		"cluster/worker-1":                            2,
+		pod:                                           6,
+	} {
+		if levels, shared := pathLevels(pod, other); levels != 6 || shared != want {
+			t.Errorf("%s: %d levels, %d shared; want 6, %d", other, levels, shared, want)
+		}
+	}
+}
