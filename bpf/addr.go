@@ -36,6 +36,7 @@ type (
 	VerdictEntry    = MapsVerdictEntry
 	VerdictKey      = MapsVerdictKey
 	VerdictRangeKey = MapsVerdictRangeKey
+	YoungConn       = MapsYoungConn
 )
 
 // The two defines of bpf/lib/types.h that the agent needs too; TestVerdictKey compares them with the header.

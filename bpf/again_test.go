@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"testing"
 
@@ -64,8 +65,12 @@ func ways() []way {
 }
 
 // nativeWorld has no tunnel.
-func nativeWorld(t testing.TB) *world {
-	w := newWorld(t, map[string]any{"tunnel_port": uint16(0), "overlay_ifindex": uint32(0), "encap_in_bpf": false})
+func nativeWorld(t testing.TB, change ...map[string]any) *world {
+	consts := map[string]any{"tunnel_port": uint16(0), "overlay_ifindex": uint32(0), "encap_in_bpf": false}
+	for _, c := range change {
+		maps.Copy(consts, c)
+	}
+	w := newWorld(t, consts)
 	for _, a := range []netip.Addr{far4, far6} {
 		w.put(bpf.MapsMapPeers, bpf.AddrFrom(a), bpf.Peer{Node: bpf.AddrFrom(peer4), Identity: idFar,
 			Flags: uint32(bpf.MapsPeerFlagsPEER_CLUSTER | bpf.MapsPeerFlagsPEER_NATIVE)})
@@ -78,14 +83,17 @@ func nativeWorld(t testing.TB) *world {
 func (w *world) remembered(program string, frame []byte, change ...func(*context)) (outcome, bool) {
 	w.t.Helper()
 	table := w.maps.Maps[bpf.MapsMapConntrack]
-	conns := w.conns(table)
+	conns, young := w.conns(table), w.young()
 	for k := range conns {
 		if err := table.Delete(k); err != nil {
 			w.t.Fatal(err)
 		}
 	}
+	for place := range young {
+		w.put(bpf.MapsMapYoung, place, bpf.YoungConn{})
+	}
 	o := w.run(program, frame, change...)
-	made := 0
+	made := len(w.young())
 	for _, m := range w.tables() {
 		for k := range w.conns(m) {
 			made++
@@ -93,6 +101,12 @@ func (w *world) remembered(program string, frame []byte, change ...func(*context
 				w.t.Fatal(err)
 			}
 		}
+	}
+	for place := range w.young() {
+		w.put(bpf.MapsMapYoung, place, bpf.YoungConn{})
+	}
+	for place, y := range young {
+		w.put(bpf.MapsMapYoung, place, y)
 	}
 	for k, c := range conns {
 		if err := table.Put(k, c); err != nil {
@@ -342,7 +356,7 @@ func TestAgainFromTheHandshakeOn(t *testing.T) {
 		}) {
 			t.Error("after the beginner's ACK: not remembered")
 		}
-		for k, c := range w.conns(w.maps.Maps[bpf.MapsMapConntrack]) {
+		for k, c := range w.shared() {
 			if bpf.MapsConnFlags(c.Flags)&bpf.MapsConnFlagsCONN_SETTLED == 0 {
 				t.Errorf("%+v is not settled: %#x", k, c.Flags)
 			}

@@ -91,12 +91,14 @@ func (m model) packet(p packet) modelKey {
 // after each. GHSA-c66w-hq56-4q97: an echo request of the other side is its own connection.
 func TestConntrackModel(t *testing.T) {
 	for _, advance := range []uint32{0, 2, 256} {
-		t.Run(fmt.Sprintf("advance %d", advance), func(t *testing.T) { conntrackModel(t, advance) })
+		for _, places := range []uint32{0, 1, youngSlots} {
+			t.Run(fmt.Sprintf("advance %d, %d places of the young", advance, places), func(t *testing.T) { conntrackModel(t, advance, places) })
+		}
 	}
 }
 
-func conntrackModel(t *testing.T, advance uint32) {
-	w := newWorld(t, map[string]any{"advance_size": advance})
+func conntrackModel(t *testing.T, advance, places uint32) {
+	w := newWorld(t, map[string]any{"advance_size": advance, "young_slots": places})
 	both(t, func(t *testing.T, v6 bool) {
 		for seed := range uint64(12) {
 			w.t = t
@@ -143,6 +145,21 @@ func (w *world) agrees(m model) error {
 	inAll := map[bpf.FlowKey]bool{}
 	for k, c := range w.conns(w.maps.Maps[bpf.MapsMapConntrack]) {
 		got[k], inAll[k] = c, true
+		if c.Flags&uint16(bpf.MapsConnFlagsCONN_YOUNG) != 0 {
+			return fmt.Errorf("%+v is young, in the table of all", k)
+		}
+	}
+	for _, y := range w.young() {
+		if y.Key.Proto == 0 {
+			continue
+		}
+		if _, twice := got[y.Key]; twice {
+			return fmt.Errorf("%+v is in two tables", y.Key)
+		}
+		if y.Conn.Flags&uint16(bpf.MapsConnFlagsCONN_YOUNG|bpf.MapsConnFlagsCONN_ADVANCED) != uint16(bpf.MapsConnFlagsCONN_YOUNG) {
+			return fmt.Errorf("%+v is in the table of the young with flags %#x", y.Key, y.Conn.Flags)
+		}
+		got[y.Key] = y.Conn
 	}
 	for id, table := range w.inner {
 		for k, c := range w.conns(table) {
@@ -186,7 +203,8 @@ func (w *world) agrees(m model) error {
 			}
 		}
 		advanced := flags&bpf.MapsConnFlagsCONN_ADVANCED != 0
-		if mc.settled && advanced || (mc.settled || advanced) != inAll[k] {
+		young := flags&bpf.MapsConnFlagsCONN_YOUNG != 0
+		if mc.settled && advanced || (mc.settled || advanced) != (inAll[k] || young && mc.settled) {
 			return fmt.Errorf("%+v: settled %v, advanced %v, in the table of all %v", k, mc.settled, advanced, inAll[k])
 		}
 		want := uint32(idA)
@@ -239,32 +257,24 @@ func TestLifetimes(t *testing.T) {
 				for _, p := range c.packets {
 					send(p)
 				}
-				for _, m := range []*ebpf.Map{w.inner[1], w.maps.Maps[bpf.MapsMapConntrack]} {
-					for k, conn := range w.conns(m) {
-						conn.Seen -= c.lifetime
-						if over {
-							conn.Seen -= 2
-						}
-						if err := m.Put(k, conn); err != nil {
-							t.Fatal(err)
-						}
+				for k, conn := range w.everywhere() {
+					conn.Seen -= c.lifetime
+					if over {
+						conn.Seen -= 2
 					}
+					w.change(k, conn)
 				}
-				w.moved()
 				// The other side speaks: a reply, or a new beginning.
 				again := c.packets[0].reply().with(func(p *packet) { p.flags = ack })
 				send(again)
-				var all []bpf.Conn
-				for _, m := range append([]*ebpf.Map{w.maps.Maps[bpf.MapsMapConntrack]}, w.inner[1], w.inner[2]) {
-					for _, conn := range w.conns(m) {
-						all = append(all, conn)
-					}
-				}
+				all := w.everywhere()
 				if len(all) != 1 {
 					t.Fatalf("%d connections", len(all))
 				}
-				if began := all[0].Identity; (began == idB) != over {
-					t.Errorf("connection is of %d", began)
+				for _, conn := range all {
+					if (conn.Identity == idB) != over {
+						t.Errorf("connection is of %d", conn.Identity)
+					}
 				}
 			})
 		}
@@ -509,7 +519,13 @@ func TestDropReports(t *testing.T) {
 
 // TestFlood: a pod that opens many connections evicts its own unanswered ones only (issue: SYN flood).
 func TestFlood(t *testing.T) {
-	w := newWorld(t, nil)
+	for _, places := range []uint32{0, youngSlots} {
+		t.Run(fmt.Sprintf("%d places of the young", places), func(t *testing.T) { flood(t, places) })
+	}
+}
+
+func flood(t *testing.T, places uint32) {
+	w := newWorld(t, map[string]any{"young_slots": places})
 	// b has an established and an unanswered connection.
 	idle := fromA(podB4).reply().with(func(p *packet) { p.sport, p.dport = 41000, 90 })
 	w.asB(func() { w.run("from_pod", idle.frame()) })
@@ -546,7 +562,16 @@ func TestFlood(t *testing.T) {
 		t.Errorf("%d unanswered connections of the flooder in its own table", n)
 	}
 	advance := int(defaults()["advance_size"].(uint32))
-	if n := len(w.begun(1)) - len(w.conns(w.inner[1])); n != advance {
+	young := 0
+	for _, c := range w.begun(1) {
+		if c.Flags&uint16(bpf.MapsConnFlagsCONN_YOUNG) != 0 {
+			young++
+		}
+	}
+	if (young > 0) != (places > 0) {
+		t.Errorf("%d young connections of the flooder", young)
+	}
+	if n := len(w.begun(1)) - len(w.conns(w.inner[1])) - young; n != advance {
 		t.Errorf("%d unanswered connections of the flooder in the table of all, want its advance", n)
 	}
 	if n := len(w.begun(0)) - len(w.conns(w.inner[0])); n == 0 || n > advance {
@@ -571,7 +596,13 @@ func TestFlood(t *testing.T) {
 
 // TestResetsOfOneName: a connection that takes the name of one that was reset takes its place too, in whichever tick.
 func TestResetsOfOneName(t *testing.T) {
-	w := nativeWorld(t)
+	for _, places := range []uint32{0, youngSlots} {
+		t.Run(fmt.Sprintf("%d places of the young", places), func(t *testing.T) { resetsOfOneName(t, places) })
+	}
+}
+
+func resetsOfOneName(t *testing.T, places uint32) {
+	w := nativeWorld(t, map[string]any{"young_slots": places})
 	size := defaults()["advance_size"].(uint32)
 	out := func(f uint8) { w.run("from_pod", fromA(far4).with(func(p *packet) { p.flags = f }).frame()) }
 	back := func(f uint8) {
@@ -747,7 +778,7 @@ func TestDenied(t *testing.T) {
 
 // TestNoTable: without a table for its unanswered flows a pod's connection cannot begin.
 func TestNoTable(t *testing.T) {
-	w := newWorld(t, map[string]any{"advance_size": uint32(0)})
+	w := newWorld(t, map[string]any{"advance_size": uint32(0), "young_slots": uint32(0)})
 	if err := w.maps.Maps[bpf.MapsMapUnanswered].Delete(uint32(1)); err != nil {
 		t.Fatal(err)
 	}

@@ -43,6 +43,7 @@ const (
 	FromNetdevMapUnanswered        = "unanswered"
 	FromNetdevMapVerdictRanges     = "verdict_ranges"
 	FromNetdevMapVerdicts          = "verdicts"
+	FromNetdevMapYoung             = "young"
 	FromNetdevProgFromNetdev       = "from_netdev"
 	FromNetdevVarAdvanceSize       = "advance_size"
 	FromNetdevVarDeviceMtu         = "device_mtu"
@@ -64,6 +65,7 @@ const (
 	FromNetdevVarPodMtu            = "pod_mtu"
 	FromNetdevVarTunnelPort        = "tunnel_port"
 	FromNetdevVarUplinkIfindex     = "uplink_ifindex"
+	FromNetdevVarYoungSlots        = "young_slots"
 )
 
 // LoadFromNetdev returns the embedded CollectionSpec for FromNetdev.
@@ -142,6 +144,7 @@ type FromNetdevMapSpecs struct {
 	Unanswered      *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.MapSpec `ebpf:"verdicts"`
+	Young           *ebpf.MapSpec `ebpf:"young"`
 }
 
 // FromNetdevVariableSpecs contains global variables before they are loaded into the kernel.
@@ -168,6 +171,7 @@ type FromNetdevVariableSpecs struct {
 	PodMtu            *ebpf.VariableSpec `ebpf:"pod_mtu"`
 	TunnelPort        *ebpf.VariableSpec `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.VariableSpec `ebpf:"uplink_ifindex"`
+	YoungSlots        *ebpf.VariableSpec `ebpf:"young_slots"`
 }
 
 // FromNetdevObjects contains all objects after they have been loaded into the kernel.
@@ -217,6 +221,7 @@ type FromNetdevMaps struct {
 	Unanswered      *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.Map `ebpf:"verdicts"`
+	Young           *ebpf.Map `ebpf:"young"`
 }
 
 func (m *FromNetdevMaps) Close() error {
@@ -248,6 +253,7 @@ func (m *FromNetdevMaps) Close() error {
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,
+		m.Young,
 	)
 }
 
@@ -275,6 +281,7 @@ type FromNetdevVariables struct {
 	PodMtu            *ebpf.Variable `ebpf:"pod_mtu"`
 	TunnelPort        *ebpf.Variable `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.Variable `ebpf:"uplink_ifindex"`
+	YoungSlots        *ebpf.Variable `ebpf:"young_slots"`
 }
 
 // FromNetdevPrograms contains all programs after they have been loaded into the kernel.

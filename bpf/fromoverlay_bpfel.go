@@ -42,6 +42,7 @@ const (
 	FromOverlayMapUnanswered        = "unanswered"
 	FromOverlayMapVerdictRanges     = "verdict_ranges"
 	FromOverlayMapVerdicts          = "verdicts"
+	FromOverlayMapYoung             = "young"
 	FromOverlayProgFromOverlay      = "from_overlay"
 	FromOverlayVarAdvanceSize       = "advance_size"
 	FromOverlayVarDeviceMtu         = "device_mtu"
@@ -63,6 +64,7 @@ const (
 	FromOverlayVarPodMtu            = "pod_mtu"
 	FromOverlayVarTunnelPort        = "tunnel_port"
 	FromOverlayVarUplinkIfindex     = "uplink_ifindex"
+	FromOverlayVarYoungSlots        = "young_slots"
 )
 
 // LoadFromOverlay returns the embedded CollectionSpec for FromOverlay.
@@ -140,6 +142,7 @@ type FromOverlayMapSpecs struct {
 	Unanswered      *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.MapSpec `ebpf:"verdicts"`
+	Young           *ebpf.MapSpec `ebpf:"young"`
 }
 
 // FromOverlayVariableSpecs contains global variables before they are loaded into the kernel.
@@ -166,6 +169,7 @@ type FromOverlayVariableSpecs struct {
 	PodMtu            *ebpf.VariableSpec `ebpf:"pod_mtu"`
 	TunnelPort        *ebpf.VariableSpec `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.VariableSpec `ebpf:"uplink_ifindex"`
+	YoungSlots        *ebpf.VariableSpec `ebpf:"young_slots"`
 }
 
 // FromOverlayObjects contains all objects after they have been loaded into the kernel.
@@ -214,6 +218,7 @@ type FromOverlayMaps struct {
 	Unanswered      *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.Map `ebpf:"verdicts"`
+	Young           *ebpf.Map `ebpf:"young"`
 }
 
 func (m *FromOverlayMaps) Close() error {
@@ -244,6 +249,7 @@ func (m *FromOverlayMaps) Close() error {
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,
+		m.Young,
 	)
 }
 
@@ -271,6 +277,7 @@ type FromOverlayVariables struct {
 	PodMtu            *ebpf.Variable `ebpf:"pod_mtu"`
 	TunnelPort        *ebpf.Variable `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.Variable `ebpf:"uplink_ifindex"`
+	YoungSlots        *ebpf.Variable `ebpf:"young_slots"`
 }
 
 // FromOverlayPrograms contains all programs after they have been loaded into the kernel.

@@ -43,6 +43,7 @@ const (
 	FromPodMapUnanswered        = "unanswered"
 	FromPodMapVerdictRanges     = "verdict_ranges"
 	FromPodMapVerdicts          = "verdicts"
+	FromPodMapYoung             = "young"
 	FromPodProgFromPod          = "from_pod"
 	FromPodVarAdvanceSize       = "advance_size"
 	FromPodVarDeviceMtu         = "device_mtu"
@@ -64,6 +65,7 @@ const (
 	FromPodVarPodMtu            = "pod_mtu"
 	FromPodVarTunnelPort        = "tunnel_port"
 	FromPodVarUplinkIfindex     = "uplink_ifindex"
+	FromPodVarYoungSlots        = "young_slots"
 )
 
 // LoadFromPod returns the embedded CollectionSpec for FromPod.
@@ -142,6 +144,7 @@ type FromPodMapSpecs struct {
 	Unanswered      *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.MapSpec `ebpf:"verdicts"`
+	Young           *ebpf.MapSpec `ebpf:"young"`
 }
 
 // FromPodVariableSpecs contains global variables before they are loaded into the kernel.
@@ -168,6 +171,7 @@ type FromPodVariableSpecs struct {
 	PodMtu            *ebpf.VariableSpec `ebpf:"pod_mtu"`
 	TunnelPort        *ebpf.VariableSpec `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.VariableSpec `ebpf:"uplink_ifindex"`
+	YoungSlots        *ebpf.VariableSpec `ebpf:"young_slots"`
 }
 
 // FromPodObjects contains all objects after they have been loaded into the kernel.
@@ -217,6 +221,7 @@ type FromPodMaps struct {
 	Unanswered      *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.Map `ebpf:"verdicts"`
+	Young           *ebpf.Map `ebpf:"young"`
 }
 
 func (m *FromPodMaps) Close() error {
@@ -248,6 +253,7 @@ func (m *FromPodMaps) Close() error {
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,
+		m.Young,
 	)
 }
 
@@ -275,6 +281,7 @@ type FromPodVariables struct {
 	PodMtu            *ebpf.Variable `ebpf:"pod_mtu"`
 	TunnelPort        *ebpf.Variable `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.Variable `ebpf:"uplink_ifindex"`
+	YoungSlots        *ebpf.Variable `ebpf:"young_slots"`
 }
 
 // FromPodPrograms contains all programs after they have been loaded into the kernel.

@@ -66,6 +66,9 @@ const (
 	idPending = uint32(bpf.MapsIdentityIDENTITY_PENDING)
 )
 
+// youngSlots is few, for reading them all is part of most tests.
+const youngSlots = 256
+
 // unselected is a direction in which no policy selects the pod.
 var unselected = bpf.PolicySide{Flags: uint16(bpf.MapsPolicyFlagsPOLICY_NONE)}
 
@@ -88,7 +91,7 @@ func defaults() map[string]any {
 		"uplink_ifindex": uint32(loopback), "overlay_ifindex": uint32(loopback), "tunnel_port": uint16(vxlanPort),
 		"encap_in_bpf": true, "have_redirect_peer": true, "have_redirect_neigh": true,
 		"masquerade_ipv4": true, "masquerade_ipv6": true, "have_coarse_clock": true, "pod_mtu": uint32(1450),
-		"advance_size": uint32(256),
+		"advance_size": uint32(256), "young_slots": uint32(youngSlots),
 	}
 }
 
@@ -107,6 +110,7 @@ func newWorld(t testing.TB, change map[string]any) *world {
 			m.MaxEntries = 4096
 		}
 	}
+	spec.Maps[bpf.MapsMapYoung].MaxEntries = youngSlots
 	w := &world{t: t, loaded: map[string]*ebpf.Collection{}, consts: consts, inner: map[uint32]*ebpf.Map{}}
 	if w.maps, err = ebpf.NewCollection(spec); err != nil {
 		t.Fatal(err)
@@ -265,6 +269,9 @@ func (w *world) reset() {
 		}
 	}
 	clear(w.maps.Maps[bpf.MapsMapConntrack])
+	for place := range w.young() {
+		w.put(bpf.MapsMapYoung, place, bpf.YoungConn{})
+	}
 	for id := range uint32(4) {
 		w.put(bpf.MapsMapAdvances, id, bpf.Advance{})
 	}
@@ -438,26 +445,63 @@ func (w *world) conns(m *ebpf.Map) map[bpf.FlowKey]bpf.Conn {
 	return out
 }
 
+// young gives the places of the young connections that are not empty.
+func (w *world) young() map[uint32]bpf.YoungConn {
+	out := map[uint32]bpf.YoungConn{}
+	places, conns := make([]uint32, youngSlots), make([]bpf.YoungConn, youngSlots)
+	var cursor ebpf.MapBatchCursor
+	n, err := w.maps.Maps[bpf.MapsMapYoung].BatchLookup(&cursor, places, conns, nil)
+	if n != youngSlots || err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		w.t.Fatalf("%d young places were read: %v", n, err)
+	}
+	for i, y := range conns {
+		if y != (bpf.YoungConn{}) {
+			out[places[i]] = y
+		}
+	}
+	return out
+}
+
+// shared gives the connections of the table of all, and the young ones.
+func (w *world) shared() map[bpf.FlowKey]bpf.Conn {
+	out := w.conns(w.maps.Maps[bpf.MapsMapConntrack])
+	for _, y := range w.young() {
+		if y.Key.Proto != 0 {
+			out[y.Key] = y.Conn
+		}
+	}
+	return out
+}
+
+// everywhere gives the connections of all tables.
+func (w *world) everywhere() map[bpf.FlowKey]bpf.Conn {
+	out := w.shared()
+	for _, m := range w.inner {
+		maps.Copy(out, w.conns(m))
+	}
+	return out
+}
+
 // answered gives the settled connections.
 func (w *world) answered() map[bpf.FlowKey]bpf.Conn {
-	out := w.conns(w.maps.Maps[bpf.MapsMapConntrack])
+	out := w.shared()
 	for k, c := range out {
-		if c.Flags&uint16(bpf.MapsConnFlagsCONN_ADVANCED) != 0 {
+		if c.Flags&uint16(bpf.MapsConnFlagsCONN_SETTLED) == 0 {
 			delete(out, k)
 		}
 	}
 	return out
 }
 
-// begun gives the others, of one endpoint: in its own table, or in that of all at its cost. 0 has the pointers.
+// begun gives the others, of one endpoint: young, in its own table, or in that of all at its cost. 0 has the pointers.
 func (w *world) begun(endpoint uint32) map[bpf.FlowKey]bpf.Conn {
 	out := w.conns(w.inner[endpoint])
-	for k, c := range w.conns(w.maps.Maps[bpf.MapsMapConntrack]) {
+	for k, c := range w.shared() {
 		of := uint32(c.Endpoint)
 		if c.Flags&uint16(bpf.MapsConnFlagsCONN_POINTER) != 0 {
 			of = 0
 		}
-		if c.Flags&uint16(bpf.MapsConnFlagsCONN_ADVANCED) != 0 && of == endpoint {
+		if c.Flags&uint16(bpf.MapsConnFlagsCONN_SETTLED) == 0 && of == endpoint {
 			out[k] = c
 		}
 	}
@@ -467,6 +511,14 @@ func (w *world) begun(endpoint uint32) map[bpf.FlowKey]bpf.Conn {
 // change writes a connection where it is.
 func (w *world) change(k bpf.FlowKey, c bpf.Conn) {
 	w.t.Helper()
+	for place, y := range w.young() {
+		if y.Key == k {
+			y.Conn = c
+			w.put(bpf.MapsMapYoung, place, y)
+			w.moved()
+			return
+		}
+	}
 	for _, m := range w.tables() {
 		if err := m.Update(k, c, ebpf.UpdateExist); err == nil {
 			w.moved()
@@ -478,13 +530,18 @@ func (w *world) change(k bpf.FlowKey, c bpf.Conn) {
 
 // forget removes a connection, wherever it is.
 func (w *world) forget(k bpf.FlowKey) {
+	for place, y := range w.young() {
+		if y.Key == k {
+			w.put(bpf.MapsMapYoung, place, bpf.YoungConn{})
+		}
+	}
 	for _, m := range w.tables() {
 		_ = m.Delete(k)
 	}
 	w.moved()
 }
 
-// tables are all in which connections are.
+// tables are all in which connections are but the young.
 func (w *world) tables() []*ebpf.Map {
 	return append(slices.Collect(maps.Values(w.inner)), w.maps.Maps[bpf.MapsMapConntrack])
 }

@@ -34,6 +34,7 @@ const enum metric_slot *unused_metric_slot __attribute__((unused));
 const enum conn_flags *unused_conn_flags __attribute__((unused));
 const enum report_interval *unused_report_interval __attribute__((unused));
 const enum advance_size *unused_advance_size __attribute__((unused));
+const enum young_size *unused_young_size __attribute__((unused));
 const enum event_type *unused_event_type __attribute__((unused));
 const enum event_flags *unused_event_flags __attribute__((unused));
 

@@ -58,7 +58,7 @@ type MapsConn struct {
 	Endpoint      uint16
 	Identity      uint32
 	Side          [2]MapsJudgement
-	Pad           uint32
+	Began         uint32
 	Addr          MapsAddr
 	Port          uint16
 	Pad2          uint16
@@ -76,6 +76,7 @@ const (
 	MapsConnFlagsCONN_TUNNEL      MapsConnFlags = 32
 	MapsConnFlagsCONN_SETTLED     MapsConnFlags = 128
 	MapsConnFlagsCONN_ADVANCED    MapsConnFlags = 256
+	MapsConnFlagsCONN_YOUNG       MapsConnFlags = 512
 	MapsConnFlagsCONN_CLOSING     MapsConnFlags = 64
 )
 
@@ -489,6 +490,24 @@ type MapsVerdictRangeKey struct {
 	Key       MapsVerdictKey
 }
 
+type MapsYoungConn struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad        uint32
+	Key        MapsFlowKey
+	Conn       MapsConn
+	WholeLines uint64
+}
+
+type MapsYoungSize uint32
+
+const (
+	MapsYoungSizeYOUNG_SLOTS MapsYoungSize = 65536
+)
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -515,6 +534,7 @@ const (
 	MapsMapUnanswered           = "unanswered"
 	MapsMapVerdictRanges        = "verdict_ranges"
 	MapsMapVerdicts             = "verdicts"
+	MapsMapYoung                = "young"
 	MapsVarUnusedAdvanceSize    = "unused_advance_size"
 	MapsVarUnusedConnFlags      = "unused_conn_flags"
 	MapsVarUnusedConnLifetime   = "unused_conn_lifetime"
@@ -535,6 +555,7 @@ const (
 	MapsVarUnusedReportInterval = "unused_report_interval"
 	MapsVarUnusedSide           = "unused_side"
 	MapsVarUnusedVerdict        = "unused_verdict"
+	MapsVarUnusedYoungSize      = "unused_young_size"
 )
 
 // LoadMaps returns the embedded CollectionSpec for Maps.
@@ -607,6 +628,7 @@ type MapsMapSpecs struct {
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
+	Young         *ebpf.MapSpec `ebpf:"young"`
 }
 
 // MapsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -633,6 +655,7 @@ type MapsVariableSpecs struct {
 	UnusedReportInterval *ebpf.VariableSpec `ebpf:"unused_report_interval"`
 	UnusedSide           *ebpf.VariableSpec `ebpf:"unused_side"`
 	UnusedVerdict        *ebpf.VariableSpec `ebpf:"unused_verdict"`
+	UnusedYoungSize      *ebpf.VariableSpec `ebpf:"unused_young_size"`
 }
 
 // MapsObjects contains all objects after they have been loaded into the kernel.
@@ -677,6 +700,7 @@ type MapsMaps struct {
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
+	Young         *ebpf.Map `ebpf:"young"`
 }
 
 func (m *MapsMaps) Close() error {
@@ -703,6 +727,7 @@ func (m *MapsMaps) Close() error {
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,
+		m.Young,
 	)
 }
 
@@ -730,6 +755,7 @@ type MapsVariables struct {
 	UnusedReportInterval *ebpf.Variable `ebpf:"unused_report_interval"`
 	UnusedSide           *ebpf.Variable `ebpf:"unused_side"`
 	UnusedVerdict        *ebpf.Variable `ebpf:"unused_verdict"`
+	UnusedYoungSize      *ebpf.Variable `ebpf:"unused_young_size"`
 }
 
 // MapsPrograms contains all programs after they have been loaded into the kernel.

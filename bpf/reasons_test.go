@@ -67,6 +67,7 @@ func TestSizes(t *testing.T) {
 		bpf.MapsMapDevices:       {4, size(bpf.Device{})},
 		bpf.MapsMapConntrack:     {size(bpf.FlowKey{}), size(bpf.Conn{})},
 		bpf.MapsMapAdvances:      {4, size(bpf.Advance{})},
+		bpf.MapsMapYoung:         {4, size(bpf.YoungConn{})},
 		bpf.MapsMapPolicies:      {4, size(bpf.Policy{})},
 		bpf.MapsMapVerdicts:      {size(bpf.VerdictKey{}), size(bpf.VerdictEntry{})},
 		bpf.MapsMapVerdictRanges: {size(bpf.VerdictRangeKey{}), size(bpf.VerdictEntry{})},

@@ -38,6 +38,7 @@ const (
 	SockMapUnanswered    = "unanswered"
 	SockMapVerdictRanges = "verdict_ranges"
 	SockMapVerdicts      = "verdicts"
+	SockMapYoung         = "young"
 	SockProgConnect4     = "connect4"
 	SockProgConnect6     = "connect6"
 	SockProgGetpeername4 = "getpeername4"
@@ -127,6 +128,7 @@ type SockMapSpecs struct {
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
+	Young         *ebpf.MapSpec `ebpf:"young"`
 }
 
 // SockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -178,6 +180,7 @@ type SockMaps struct {
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
+	Young         *ebpf.Map `ebpf:"young"`
 }
 
 func (m *SockMaps) Close() error {
@@ -204,6 +207,7 @@ func (m *SockMaps) Close() error {
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,
+		m.Young,
 	)
 }
 

@@ -38,6 +38,7 @@ const (
 	StubMapUnanswered    = "unanswered"
 	StubMapVerdictRanges = "verdict_ranges"
 	StubMapVerdicts      = "verdicts"
+	StubMapYoung         = "young"
 	StubProgStub         = "stub"
 	StubVarHook          = "hook"
 )
@@ -113,6 +114,7 @@ type StubMapSpecs struct {
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
+	Young         *ebpf.MapSpec `ebpf:"young"`
 }
 
 // StubVariableSpecs contains global variables before they are loaded into the kernel.
@@ -164,6 +166,7 @@ type StubMaps struct {
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
+	Young         *ebpf.Map `ebpf:"young"`
 }
 
 func (m *StubMaps) Close() error {
@@ -190,6 +193,7 @@ func (m *StubMaps) Close() error {
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,
+		m.Young,
 	)
 }
 

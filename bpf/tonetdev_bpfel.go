@@ -42,6 +42,7 @@ const (
 	ToNetdevMapUnanswered        = "unanswered"
 	ToNetdevMapVerdictRanges     = "verdict_ranges"
 	ToNetdevMapVerdicts          = "verdicts"
+	ToNetdevMapYoung             = "young"
 	ToNetdevProgToNetdev         = "to_netdev"
 	ToNetdevVarAdvanceSize       = "advance_size"
 	ToNetdevVarDeviceMtu         = "device_mtu"
@@ -63,6 +64,7 @@ const (
 	ToNetdevVarPodMtu            = "pod_mtu"
 	ToNetdevVarTunnelPort        = "tunnel_port"
 	ToNetdevVarUplinkIfindex     = "uplink_ifindex"
+	ToNetdevVarYoungSlots        = "young_slots"
 )
 
 // LoadToNetdev returns the embedded CollectionSpec for ToNetdev.
@@ -140,6 +142,7 @@ type ToNetdevMapSpecs struct {
 	Unanswered      *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.MapSpec `ebpf:"verdicts"`
+	Young           *ebpf.MapSpec `ebpf:"young"`
 }
 
 // ToNetdevVariableSpecs contains global variables before they are loaded into the kernel.
@@ -166,6 +169,7 @@ type ToNetdevVariableSpecs struct {
 	PodMtu            *ebpf.VariableSpec `ebpf:"pod_mtu"`
 	TunnelPort        *ebpf.VariableSpec `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.VariableSpec `ebpf:"uplink_ifindex"`
+	YoungSlots        *ebpf.VariableSpec `ebpf:"young_slots"`
 }
 
 // ToNetdevObjects contains all objects after they have been loaded into the kernel.
@@ -214,6 +218,7 @@ type ToNetdevMaps struct {
 	Unanswered      *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.Map `ebpf:"verdicts"`
+	Young           *ebpf.Map `ebpf:"young"`
 }
 
 func (m *ToNetdevMaps) Close() error {
@@ -244,6 +249,7 @@ func (m *ToNetdevMaps) Close() error {
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,
+		m.Young,
 	)
 }
 
@@ -271,6 +277,7 @@ type ToNetdevVariables struct {
 	PodMtu            *ebpf.Variable `ebpf:"pod_mtu"`
 	TunnelPort        *ebpf.Variable `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.Variable `ebpf:"uplink_ifindex"`
+	YoungSlots        *ebpf.Variable `ebpf:"young_slots"`
 }
 
 // ToNetdevPrograms contains all programs after they have been loaded into the kernel.

@@ -42,6 +42,7 @@ const (
 	ToOverlayMapUnanswered        = "unanswered"
 	ToOverlayMapVerdictRanges     = "verdict_ranges"
 	ToOverlayMapVerdicts          = "verdicts"
+	ToOverlayMapYoung             = "young"
 	ToOverlayProgToOverlay        = "to_overlay"
 	ToOverlayVarAdvanceSize       = "advance_size"
 	ToOverlayVarDeviceMtu         = "device_mtu"
@@ -63,6 +64,7 @@ const (
 	ToOverlayVarPodMtu            = "pod_mtu"
 	ToOverlayVarTunnelPort        = "tunnel_port"
 	ToOverlayVarUplinkIfindex     = "uplink_ifindex"
+	ToOverlayVarYoungSlots        = "young_slots"
 )
 
 // LoadToOverlay returns the embedded CollectionSpec for ToOverlay.
@@ -140,6 +142,7 @@ type ToOverlayMapSpecs struct {
 	Unanswered      *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.MapSpec `ebpf:"verdicts"`
+	Young           *ebpf.MapSpec `ebpf:"young"`
 }
 
 // ToOverlayVariableSpecs contains global variables before they are loaded into the kernel.
@@ -166,6 +169,7 @@ type ToOverlayVariableSpecs struct {
 	PodMtu            *ebpf.VariableSpec `ebpf:"pod_mtu"`
 	TunnelPort        *ebpf.VariableSpec `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.VariableSpec `ebpf:"uplink_ifindex"`
+	YoungSlots        *ebpf.VariableSpec `ebpf:"young_slots"`
 }
 
 // ToOverlayObjects contains all objects after they have been loaded into the kernel.
@@ -214,6 +218,7 @@ type ToOverlayMaps struct {
 	Unanswered      *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges   *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts        *ebpf.Map `ebpf:"verdicts"`
+	Young           *ebpf.Map `ebpf:"young"`
 }
 
 func (m *ToOverlayMaps) Close() error {
@@ -244,6 +249,7 @@ func (m *ToOverlayMaps) Close() error {
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,
+		m.Young,
 	)
 }
 
@@ -271,6 +277,7 @@ type ToOverlayVariables struct {
 	PodMtu            *ebpf.Variable `ebpf:"pod_mtu"`
 	TunnelPort        *ebpf.Variable `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.Variable `ebpf:"uplink_ifindex"`
+	YoungSlots        *ebpf.Variable `ebpf:"young_slots"`
 }
 
 // ToOverlayPrograms contains all programs after they have been loaded into the kernel.

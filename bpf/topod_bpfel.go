@@ -39,6 +39,7 @@ const (
 	ToPodMapUnanswered        = "unanswered"
 	ToPodMapVerdictRanges     = "verdict_ranges"
 	ToPodMapVerdicts          = "verdicts"
+	ToPodMapYoung             = "young"
 	ToPodProgToPod            = "to_pod"
 	ToPodVarAdvanceSize       = "advance_size"
 	ToPodVarDeviceMtu         = "device_mtu"
@@ -60,6 +61,7 @@ const (
 	ToPodVarPodMtu            = "pod_mtu"
 	ToPodVarTunnelPort        = "tunnel_port"
 	ToPodVarUplinkIfindex     = "uplink_ifindex"
+	ToPodVarYoungSlots        = "young_slots"
 )
 
 // LoadToPod returns the embedded CollectionSpec for ToPod.
@@ -134,6 +136,7 @@ type ToPodMapSpecs struct {
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
 	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
+	Young         *ebpf.MapSpec `ebpf:"young"`
 }
 
 // ToPodVariableSpecs contains global variables before they are loaded into the kernel.
@@ -160,6 +163,7 @@ type ToPodVariableSpecs struct {
 	PodMtu            *ebpf.VariableSpec `ebpf:"pod_mtu"`
 	TunnelPort        *ebpf.VariableSpec `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.VariableSpec `ebpf:"uplink_ifindex"`
+	YoungSlots        *ebpf.VariableSpec `ebpf:"young_slots"`
 }
 
 // ToPodObjects contains all objects after they have been loaded into the kernel.
@@ -205,6 +209,7 @@ type ToPodMaps struct {
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
 	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
+	Young         *ebpf.Map `ebpf:"young"`
 }
 
 func (m *ToPodMaps) Close() error {
@@ -232,6 +237,7 @@ func (m *ToPodMaps) Close() error {
 		m.Unanswered,
 		m.VerdictRanges,
 		m.Verdicts,
+		m.Young,
 	)
 }
 
@@ -259,6 +265,7 @@ type ToPodVariables struct {
 	PodMtu            *ebpf.Variable `ebpf:"pod_mtu"`
 	TunnelPort        *ebpf.Variable `ebpf:"tunnel_port"`
 	UplinkIfindex     *ebpf.Variable `ebpf:"uplink_ifindex"`
+	YoungSlots        *ebpf.Variable `ebpf:"young_slots"`
 }
 
 // ToPodPrograms contains all programs after they have been loaded into the kernel.

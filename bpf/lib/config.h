@@ -54,6 +54,8 @@ const volatile __u16 nat_port_min = 32768;
 const volatile __u16 nat_port_max = 65535;
 /* Connections that a pod may begin in the table of all within LIFETIME_UNANSWERED; the host 16 times as many. */
 const volatile __u32 advance_size = 0;
+/* Places in the table of the young, a power of two; 0: it is not in use. */
+const volatile __u32 young_slots = 0;
 /* bpf_ktime_get_coarse_ns exists (Linux 5.11), a third of the cost of bpf_ktime_get_ns. */
 const volatile bool have_coarse_clock = false;
 

@@ -15,64 +15,11 @@
 #ifndef KUBE_CILIUM_CONNTRACK_H
 #define KUBE_CILIUM_CONNTRACK_H
 
-#include "packet.h"
+#include "conn.h"
+#include "young.h"
 
 /* TCP flags whose first sight in a direction is reported: what begins and ends a connection. */
 #define TCP_REPORTED (TCP_SYN | TCP_FIN | TCP_RST)
-
-static __always_inline bool addr_after(const union addr *a, const union addr *b)
-{
-	__u64 x = bpf_be64_to_cpu(a->d[0]), y = bpf_be64_to_cpu(b->d[0]);
-
-	if (x != y)
-		return x > y;
-	return bpf_be64_to_cpu(a->d[1]) > bpf_be64_to_cpu(b->d[1]);
-}
-
-/*
- * Fills the name of a tuple; returns true when its source is `hi`. The small
- * fields are written four bytes at a time, as the hash reads them: a load that
- * spans several stores waits for all of them.
- */
-static __always_inline bool flow_name(struct flow_key *k, const struct tuple *t)
-{
-	__u32 sport = t->sport, dport = t->dport, class = FLOW_ORDINARY;
-	bool hi;
-
-	if (addr_equal(&t->saddr, &t->daddr))
-		hi = bpf_ntohs(t->sport) > bpf_ntohs(t->dport);
-	else
-		hi = addr_after(&t->saddr, &t->daddr);
-	if (hi) {
-		k->lo = t->daddr;
-		k->hi = t->saddr;
-		*(__u32 *)&k->lo_port = dport | sport << 16;
-	} else {
-		k->lo = t->saddr;
-		k->hi = t->daddr;
-		*(__u32 *)&k->lo_port = sport | dport << 16;
-	}
-	if (t->asker)
-		class = (t->asker == ASKER_SOURCE) == hi ?
-				FLOW_ECHO_FROM_HI : FLOW_ECHO_FROM_LO;
-	*(__u32 *)&k->proto = t->proto | class << 8 | (__u32)t->zone << 16;
-	return hi;
-}
-
-/* Nothing was heard for so long that it is another connection now. */
-static __always_inline bool conn_over(const struct conn *c, __u8 proto,
-				      __u32 now)
-{
-	__s32 age = now - c->seen;
-
-	if (c->flags & CONN_CLOSING)
-		return age > LIFETIME_CLOSING;
-	if (!(c->flags & CONN_SETTLED))
-		return age > LIFETIME_UNANSWERED;
-	if (proto == IPPROTO_TCP)
-		return age > LIFETIME_TCP;
-	return age > LIFETIME_OTHER;
-}
 
 static __always_inline bool in_table_of_all(const struct conn *c)
 {
@@ -234,14 +181,21 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 	struct conn *c;
 
 	p->ended = false;
+	p->ended_young = false;
 	p->hi = flow_name(&p->key, t);
+	/* What has a node's own name is never there. */
+	c = young_slots && t->proto == IPPROTO_TCP && mine | other ?
+		    young_find(&p->key) : NULL;
 	/* Who accepts is told of in the other's table. */
-	c = conn_find(&p->key, answer ? other : mine, answer ? mine : other,
-		      p->now);
+	if (!c)
+		c = conn_find(&p->key, answer ? other : mine,
+			      answer ? mine : other, p->now);
 	if (!c)
 		return NULL;
 	if (unlikely(conn_ended(c, p))) {
-		if (in_table_of_all(c)) {
+		if (c->flags & CONN_YOUNG) {
+			p->ended_young = true;
+		} else if (in_table_of_all(c)) {
 			/* Its entry may serve the next: see flow_begin(). */
 			p->ended = true;
 		} else {
@@ -249,6 +203,11 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 			unanswered_drop(other, &p->key);
 		}
 		return NULL;
+	}
+	if (unlikely(young_lasts(c, p->now))) {
+		c = young_leave(&p->key, c, p->now);
+		if (!c)
+			return NULL;
 	}
 	p->reply = p->hi != !!(c->flags & CONN_FROM_HI);
 	return c;
@@ -260,15 +219,6 @@ static __always_inline void relate(struct pkt *p)
 	p->reply = !p->reply;
 	p->related = true;
 	p->report = p->interval == REPORT_EVERY_PACKET;
-}
-
-/* What was judged is void, before anything else of the entry changes. */
-static __always_inline void conn_unjudge(struct conn *c)
-{
-	c->side[0].verdict = VERDICT_NONE;
-	c->side[1].verdict = VERDICT_NONE;
-	/* For the compiler. A CPU may still change the order: no atomic of Linux before 5.12 is a barrier. */
-	asm volatile("" ::: "memory");
 }
 
 /*
@@ -286,6 +236,21 @@ static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 fla
 	struct conn *of_all = NULL;
 	void *table;
 
+	/* Where the table of all has an entry for the name, that one serves. */
+	if (young_slots && !p->ended && home && !p->masquerade && !(flags & CONN_STACK) &&
+	    p->t.proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
+		struct conn *y;
+
+		c.flags |= CONN_YOUNG;
+		c.began = p->now;
+		y = young_take(&p->key, &c);
+		if (y)
+			return y;
+		c.flags &= ~CONN_YOUNG;
+		c.began = 0;
+	} else if (young_slots && p->ended_young) {
+		young_free(&p->key, p->now);
+	}
 	/* Where a connection that was never settled is over, its entry goes, and its place is free. */
 	if (p->ended) {
 		of_all = bpf_map_lookup_elem(&conntrack, &p->key);
@@ -319,13 +284,13 @@ static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 fla
 	return bpf_map_lookup_elem(table, &p->key);
 }
 
-/* In earnest now: in the table of all, and no longer of anybody's advance. home is the small table where it may be. */
+/* In earnest now: young still, or in the table of all and no longer of anybody's advance. home is the small table where it may be. */
 static __subprogram struct conn *conn_settle(const struct flow_key *k,
 					     struct conn *c, __u32 home)
 {
 	struct conn copy;
 
-	if (c->flags & CONN_ADVANCED) {
+	if (c->flags & (CONN_ADVANCED | CONN_YOUNG)) {
 		advance_end(c);
 		c->flags = (c->flags | CONN_ANSWERED | CONN_SETTLED) &
 			   ~CONN_ADVANCED;

@@ -84,6 +84,14 @@ struct {
 	__type(value, struct conn);
 } conntrack SEC(".maps");
 
+/* TCP connections of pods that just began, each in the place that its name gives it. Written by programs; the agent empties places of pods that are gone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, YOUNG_SLOTS);
+	__type(key, __u32);
+	__type(value, struct young_conn);
+} young SEC(".maps");
+
 /* One table of an endpoint's unanswered flows beyond its advance: a flood evicts its own. *max_entries. */
 struct unanswered_table {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -144,6 +144,7 @@ struct pkt {
 	bool tunnel;		/* goes to, or came from, node */
 	bool judged;		/* policy was asked, not only remembered */
 	bool ended;		/* an entry of key is in the table of all, and its connection is over */
+	bool ended_young;	/* the same in the table of the young */
 	bool stack;		/* the connection crosses the host's stack */
 	bool allowed;		/* by what the connection remembers, and nobody was asked */
 	bool lasting;		/* nothing of the connection changes with packets like this one: see again.h */

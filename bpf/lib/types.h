@@ -169,6 +169,7 @@ enum conn_flags {
 	CONN_TUNNEL = 1 << 5,		/* came through the tunnel: replies do too */
 	CONN_SETTLED = 1 << 7,		/* in earnest: TCP whose beginner acknowledged the answer, others answered */
 	CONN_ADVANCED = 1 << 8,		/* not settled, and in the table of all: one of its pod's advance */
+	CONN_YOUNG = 1 << 9,		/* in the table of the young */
 	CONN_CLOSING = 1 << 6,		/* FIN both ways, or RST */
 };
 
@@ -276,11 +277,25 @@ struct conn {
 	__u16 endpoint;		/* in whose unanswered table it began */
 	__u32 identity;		/* of the side that began it */
 	struct judgement side[2];	/* [0] egress of the source, [1] ingress of the destination */
-	__u32 pad;
+	__u32 began;		/* tick, of a young one; else 0 */
 	union addr addr;
 	__be16 port;
 	__u16 pad2;
 	__u32 ifindex;		/* uplink that carries it, 0: by route */
+};
+
+/* A power of two, for the agent and the map; programs read their constant young_slots. */
+enum young_size {
+	YOUNG_SLOTS = 65536,
+};
+
+/* A place in the table of the young. */
+struct young_conn {
+	struct bpf_spin_lock lock;	/* guards who has it: key, and conn.seen where nobody has */
+	__u32 pad;
+	struct flow_key key;	/* proto 0: nobody, since conn.seen */
+	struct conn conn;
+	__u64 whole_lines;
 };
 
 struct fragment_key {
@@ -446,6 +461,7 @@ _Static_assert(sizeof(struct prefix_key) == 20, "prefix_key");
 _Static_assert(sizeof(struct device) == 48, "device");
 _Static_assert(sizeof(struct flow_key) == 40, "flow_key");
 _Static_assert(sizeof(struct conn) == 72, "conn");
+_Static_assert(sizeof(struct young_conn) == 128, "young_conn");
 _Static_assert(sizeof(struct advance) == 16, "advance");
 _Static_assert(sizeof(struct policy_side) == sizeof(__u64), "policy_side");
 _Static_assert(sizeof(struct policy) == 16, "policy");

@@ -65,21 +65,6 @@ func tick() (uint32, error) {
 	return uint32(uint64(ts.Nano()) >> 30), nil
 }
 
-// over is what programs ask too (bpf/lib/conntrack.h): so many ticks of silence that it is another connection now.
-func over(c bpf.Conn, proto uint8, now uint32) bool {
-	age := int32(now - c.Seen)
-	limit := bpf.MapsConnLifetimeLIFETIME_OTHER
-	switch {
-	case c.Flags&uint16(bpf.MapsConnFlagsCONN_CLOSING) != 0:
-		limit = bpf.MapsConnLifetimeLIFETIME_CLOSING
-	case c.Flags&uint16(bpf.MapsConnFlagsCONN_SETTLED) == 0:
-		limit = bpf.MapsConnLifetimeLIFETIME_UNANSWERED
-	case proto == unix.IPPROTO_TCP:
-		limit = bpf.MapsConnLifetimeLIFETIME_TCP
-	}
-	return age > int32(limit)
-}
-
 // flowSide is one (address, port) pair of a connection's name; the port is in network order, as in the map.
 type flowSide struct {
 	addr bpf.Addr
@@ -160,7 +145,10 @@ func (d *Datapath) collect(ctx context.Context) (int, error) {
 	d.mu.Lock()
 	batch := d.maps.batch
 	answered, err := d.maps.open[bpf.MapsMapConntrack].Clone()
-	var fragments, names *ebpf.Map
+	var young, fragments, names *ebpf.Map
+	if err == nil {
+		young, err = d.maps.open[bpf.MapsMapYoung].Clone()
+	}
 	if err == nil {
 		fragments, err = d.maps.open[bpf.MapsMapFragments].Clone()
 	}
@@ -185,6 +173,7 @@ func (d *Datapath) collect(ctx context.Context) (int, error) {
 		}
 	}
 	defer answered.Close()
+	defer young.Close()
 	defer fragments.Close()
 	defer names.Close()
 
@@ -200,6 +189,12 @@ func (d *Datapath) collect(ctx context.Context) (int, error) {
 		return removed, fmt.Errorf("collect connections: %w", err)
 	}
 	d.gc.set(bpf.MapsMapConntrack, int64(left))
+	emptied, left, err := round.sweepYoung(young)
+	removed += emptied
+	if err != nil {
+		return removed, fmt.Errorf("collect young connections: %w", err)
+	}
+	d.gc.set(bpf.MapsMapYoung, int64(left))
 	for _, id := range ids {
 		if ctx.Err() != nil {
 			return removed, nil
@@ -256,7 +251,7 @@ type round struct {
 
 // done is true for what nobody needs: it is over, or an end of it is a pod that is gone.
 func (r *round) done(k bpf.FlowKey, c bpf.Conn) bool {
-	if over(c, k.Proto, r.now) || r.gone[k.Lo] || r.gone[k.Hi] {
+	if c.Over(k.Proto, r.now) || r.gone[k.Lo] || r.gone[k.Hi] {
 		return true
 	}
 	return c.Flags&uint16(bpf.MapsConnFlagsCONN_POINTER) != 0 && r.gone[c.Addr]
@@ -288,10 +283,8 @@ func (r *round) sweep(table *ebpf.Map) (removed, left int, err error) {
 			left++
 			continue
 		}
-		if c.Flags&uint16(bpf.MapsConnFlagsCONN_MASQUERADED) != 0 {
-			if err := r.removePointer(pointerOf(k, c), originOf(k, c)); err != nil {
-				return removed, left, err
-			}
+		if err := r.removePointerOf(k, c); err != nil {
+			return removed, left, err
 		}
 		if err := table.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return removed, left, err
@@ -301,12 +294,58 @@ func (r *round) sweep(table *ebpf.Map) (removed, left int, err error) {
 	return removed, left, nil
 }
 
+// sweepYoung empties the places of connections with an end at a pod that is gone, and counts those in use. Where one is
+// over, its place is free: programs take it as it is.
+func (r *round) sweepYoung(young *ebpf.Map) (emptied, left int, err error) {
+	inUse := func(y bpf.YoungConn) bool { return y.Key.Proto != 0 && !y.Conn.Over(y.Key.Proto, r.now) }
+	var doomed []uint32
+	err = eachEntry(young, r.batch, func(place uint32, y bpf.YoungConn) bool {
+		switch {
+		case !inUse(y):
+		case r.done(y.Key, y.Conn):
+			doomed = append(doomed, place)
+		default:
+			left++
+		}
+		return true
+	})
+	if err != nil {
+		return 0, left, err
+	}
+	for _, place := range doomed {
+		var y bpf.YoungConn
+		if err := young.LookupWithFlags(place, &y, ebpf.LookupLock); err != nil {
+			return emptied, left, err
+		}
+		if !inUse(y) || !r.done(y.Key, y.Conn) {
+			continue
+		}
+		if err := r.removePointerOf(y.Key, y.Conn); err != nil {
+			return emptied, left, err
+		}
+		// Nobody's from now on: it rests a tick before programs give it away.
+		if err := young.Update(place, bpf.YoungConn{Conn: bpf.Conn{Seen: r.now}}, ebpf.UpdateLock); err != nil {
+			return emptied, left, err
+		}
+		emptied++
+	}
+	return emptied, left, nil
+}
+
 // originOf is the side that began the connection.
 func originOf(k bpf.FlowKey, c bpf.Conn) flowSide {
 	if c.Flags&uint16(bpf.MapsConnFlagsCONN_FROM_HI) != 0 {
 		return flowSide{k.Hi, k.HiPort}
 	}
 	return flowSide{k.Lo, k.LoPort}
+}
+
+// removePointerOf removes what leads back to a masqueraded connection.
+func (r *round) removePointerOf(k bpf.FlowKey, c bpf.Conn) error {
+	if c.Flags&uint16(bpf.MapsConnFlagsCONN_MASQUERADED) == 0 {
+		return nil
+	}
+	return r.removePointer(pointerOf(k, c), originOf(k, c))
 }
 
 // removePointer deletes only a pointer that leads back to origin: the name may be a connection of the host's by now, or

@@ -250,6 +250,7 @@ func (d *Datapath) constants(cfg Config) (constants, error) {
 		"nat_port_max":        uint16(natPortMax),
 		"have_coarse_clock":   d.has(featureClock),
 		"advance_size":        advanceSize(cfg.ConntrackMax),
+		"young_slots":         uint32(bpf.MapsYoungSizeYOUNG_SLOTS),
 		"have_set_retval":     d.has(featureSetRetval),
 	}, nil
 }

@@ -49,6 +49,7 @@ func layouts() []layout {
 		{name: bpf.MapsMapDevices, version: 1},
 		{name: bpf.MapsMapAdvances, version: 1, keep: keepNothing}, // before those whose copy it holds
 		conntrackLayout(),
+		{name: bpf.MapsMapYoung, version: 1},
 		{name: bpf.MapsMapUnanswered, version: 1, keep: keepNothing},
 		{name: bpf.MapsMapFragments, version: 1},
 		{name: bpf.MapsMapServices, version: 1},

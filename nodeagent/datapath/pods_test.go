@@ -480,7 +480,7 @@ func TestOver(t *testing.T) {
 		{"seen a tick after the clock was read", conn(0, 1001), unix.IPPROTO_UDP, 1000, false},
 		{"the clock went round", conn(0, 0xfffffff0), unix.IPPROTO_UDP, 10, false},
 	} {
-		if got := over(tc.conn, tc.proto, tc.now); got != tc.over {
+		if got := tc.conn.Over(tc.proto, tc.now); got != tc.over {
 			t.Errorf("%s: over is %v", tc.name, got)
 		}
 	}
@@ -550,9 +550,21 @@ func TestCollectorTakesWhatIsOver(t *testing.T) {
 	defer inner.Close()
 	must(t, inner.Put(key(p.IPv4, 9), conn(0, now-61)))
 	must(t, inner.Put(key(p.IPv4, 10), conn(0, now)))
+	young := d.maps.open[bpf.MapsMapYoung]
+	const youngFlag = bpf.MapsConnFlagsCONN_YOUNG
+	must(t, young.Put(uint32(1), bpf.YoungConn{Key: key(p.IPv4, 11), Conn: conn(answered|youngFlag, now)}))
+	must(t, young.Put(uint32(2), bpf.YoungConn{Key: key(leaves.IPv4, 12), Conn: conn(answered|youngFlag, now)}))
+	must(t, young.Put(uint32(3), bpf.YoungConn{Key: key(p.IPv4, 13), Conn: conn(youngFlag, now-100)}))
 	must(t, d.RemovePod(62))
 	removed, err := d.collect(t.Context())
 	must(t, err)
+	for place, want := range map[uint32]uint8{1: unix.IPPROTO_TCP, 2: 0, 3: unix.IPPROTO_TCP} {
+		var y bpf.YoungConn
+		must(t, young.Lookup(place, &y))
+		if y.Key.Proto != want || want == 0 && (y.Conn.Flags != 0 || y.Conn.Seen < now) {
+			t.Errorf("young place %d after the round: %+v", place, y)
+		}
+	}
 	left := contents[bpf.FlowKey, bpf.Conn](t, d, bpf.MapsMapConntrack)
 	for k := range left {
 		if k != alive && k != host && k != taken {
@@ -570,6 +582,9 @@ func TestCollectorTakesWhatIsOver(t *testing.T) {
 	for _, m := range d.Maps() {
 		if m.Name == bpf.MapsMapConntrack && m.Entries < 2 {
 			t.Errorf("conntrack's fill is %d", m.Entries)
+		}
+		if m.Name == bpf.MapsMapYoung && m.Entries != 1 {
+			t.Errorf("the fill of young is %d, want the one that is neither over nor of a pod that is gone", m.Entries)
 		}
 		if m.Bytes == 0 && m.Entries != 0 { // an empty trie takes nothing
 			t.Errorf("map %s has no size", m.Name)

@@ -177,6 +177,10 @@ func fill(t *testing.T, p *pinned) {
 	p.put(t, bpf.MapsMapDevices, uint32(1), bpf.Device{Ipv4: ip("172.30.0.11"), Mtu: 1500})
 	p.put(t, bpf.MapsMapConntrack, bpf.FlowKey{Lo: ip("10.0.0.10"), Hi: ip("10.0.1.1"), LoPort: be16(80), HiPort: be16(40000), Proto: 6},
 		bpf.Conn{Seen: tick(), TcpFlags: [2]uint8{0x12, 0x10}, Flags: 1 | 2 | 32, Endpoint: 7, Identity: 300})
+	p.put(t, bpf.MapsMapYoung, uint32(3), bpf.YoungConn{Key: bpf.FlowKey{Lo: ip("10.0.0.10"), Hi: ip("10.0.1.1"), LoPort: be16(80), HiPort: be16(40001), Proto: 6},
+		Conn: bpf.Conn{Seen: tick(), TcpFlags: [2]uint8{0x02, 0}, Flags: 1 | uint16(bpf.MapsConnFlagsCONN_YOUNG), Endpoint: 7, Identity: 300}})
+	over := bpf.YoungConn{Key: bpf.FlowKey{LoPort: be16(80), HiPort: be16(40002), Proto: 6}, Conn: bpf.Conn{Seen: tick() - 100}}
+	p.put(t, bpf.MapsMapYoung, uint32(4), over)
 	p.put(t, bpf.MapsMapAdvances, uint32(7), bpf.Advance{Window: tick() - 5, Left: 250, Apart: tick() - 60})
 	p.put(t, bpf.MapsMapFragments, bpf.FragmentKey{Saddr: ip("10.0.0.10"), Daddr: ip("10.0.1.1"), Proto: 17}, bpf.Fragment{Sport: be16(53), Dport: be16(5353), Seen: tick()})
 	p.put(t, bpf.MapsMapServices, bpf.ServiceKey{Addr: ip("10.96.0.10"), Port: be16(53), Proto: 17}, bpf.Service{Id: 3, Backends: 1})
@@ -226,6 +230,7 @@ func TestEveryMapIsShown(t *testing.T) {
 		bpf.MapsMapNodes:        `"172.30.0.12" "1400" "107s"` + "\n",
 		bpf.MapsMapDevices:      `"lo" "172.30.0.11" "" "" "1500" ""` + "\n",
 		bpf.MapsMapConntrack:    `"TCP" "10.0.1.1:40000" "10.0.0.10:80" "300" "7" "0s" "SYN,ACK" "ACK" "ANSWERED,TUNNEL" ""` + "\n",
+		bpf.MapsMapYoung:        `"TCP" "10.0.1.1:40001" "10.0.0.10:80" "300" "7" "0s" "SYN" "" "YOUNG" ""` + "\n",
 		bpf.MapsMapUnanswered:   "",
 		bpf.MapsMapAdvances:     `"7" "250" "5s" "64s"` + "\n",
 		bpf.MapsMapFragments:    `"UDP" "10.0.0.10:53" "10.0.1.1:5353" "0x00000000" "0s"` + "\n",

@@ -127,6 +127,12 @@ func readers(now uint32) map[string]reader {
 			col("mtu", maptable.Number), col("flags", maptable.Text)),
 
 		bpf.MapsMapConntrack:  of(func(k *bpf.FlowKey, v *bpf.Conn) []any { return connection(k, v, now) }, connColumns...),
+		bpf.MapsMapYoung: of(func(_ *uint32, v *bpf.YoungConn) []any {
+			if v.Key.Proto == 0 || v.Conn.Over(v.Key.Proto, now) {
+				return nil // a free place
+			}
+			return connection(&v.Key, &v.Conn, now)
+		}, connColumns...),
 		bpf.MapsMapUnanswered: of(func(k *bpf.FlowKey, v *bpf.Conn) []any { return connection(k, v, now) }, connColumns...),
 
 		bpf.MapsMapAdvances: of(func(k *uint32, v *bpf.Advance) []any {
@@ -349,7 +355,7 @@ func connection(k *bpf.FlowKey, v *bpf.Conn, now uint32) []any {
 		as = addrPort(v.Addr, v.Port)
 	}
 	set := flags(uint32(v.Flags)&^uint32(bpf.MapsConnFlagsCONN_FROM_HI),
-		flagName{uint32(bpf.MapsConnFlagsCONN_ANSWERED), "ANSWERED"}, flagName{uint32(bpf.MapsConnFlagsCONN_SETTLED), "SETTLED"}, flagName{uint32(bpf.MapsConnFlagsCONN_ADVANCED), "ADVANCED"}, flagName{uint32(bpf.MapsConnFlagsCONN_POINTER), "TRANSLATED"},
+		flagName{uint32(bpf.MapsConnFlagsCONN_ANSWERED), "ANSWERED"}, flagName{uint32(bpf.MapsConnFlagsCONN_SETTLED), "SETTLED"}, flagName{uint32(bpf.MapsConnFlagsCONN_ADVANCED), "ADVANCED"}, flagName{uint32(bpf.MapsConnFlagsCONN_YOUNG), "YOUNG"}, flagName{uint32(bpf.MapsConnFlagsCONN_POINTER), "TRANSLATED"},
 		flagName{uint32(bpf.MapsConnFlagsCONN_MASQUERADED), "MASQUERADED"}, flagName{uint32(bpf.MapsConnFlagsCONN_STACK), "STACK"},
 		flagName{uint32(bpf.MapsConnFlagsCONN_TUNNEL), "TUNNEL"}, flagName{uint32(bpf.MapsConnFlagsCONN_CLOSING), "CLOSING"})
 	return []any{flow.ProtocolName(k.Proto), from, to, number(v.Identity), number(v.Endpoint), ticks(int32(now - v.Seen)),

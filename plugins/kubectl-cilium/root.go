@@ -112,7 +112,7 @@ func mapNames() []string {
 		bpf.MapsMapAdvances, bpf.MapsMapBackends, bpf.MapsMapConntrack, bpf.MapsMapDevices, bpf.MapsMapEndpoints, bpf.MapsMapFragments, bpf.MapsMapHooks,
 		bpf.MapsMapLiveSettings, bpf.MapsMapMetrics, bpf.MapsMapNodes, bpf.MapsMapPeers, bpf.MapsMapPodInterfaces, bpf.MapsMapPrefixes,
 		bpf.MapsMapServiceNames, bpf.MapsMapServices, bpf.MapsMapUnanswered,
-		bpf.MapsMapClasses, bpf.MapsMapPolicies, bpf.MapsMapVerdictRanges, bpf.MapsMapVerdicts,
+		bpf.MapsMapClasses, bpf.MapsMapPolicies, bpf.MapsMapVerdictRanges, bpf.MapsMapVerdicts, bpf.MapsMapYoung,
 	}
 	slices.Sort(names)
 	return names
