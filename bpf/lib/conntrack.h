@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * This file remembers connections: one entry each, found from both directions.
+ * TCP of pods begins among the young (young.h) where it can; all else here.
  * A pod has an advance: so many of its connections begin in `conntrack`, the
  * table of all, and stay there when they are settled. What a pod begins beyond
  * that lives in its own small table until it is settled, where a flood evicts
@@ -183,7 +184,7 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 	p->ended = false;
 	p->ended_young = false;
 	p->hi = flow_name(&p->key, t);
-	/* What has a node's own name is never there. */
+	/* Connections of no pod are never there. */
 	c = young_slots && t->proto == IPPROTO_TCP && mine | other ?
 		    young_find(&p->key) : NULL;
 	/* Who accepts is told of in the other's table. */
@@ -237,8 +238,9 @@ static __subprogram struct conn *flow_begin(struct pkt *p, __u32 home, __u16 fla
 	void *table;
 
 	/* Where the table of all has an entry for the name, that one serves. */
-	if (young_slots && !p->ended && home && !p->masquerade && !(flags & CONN_STACK) &&
-	    p->t.proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
+	if (young_slots && !p->ended && home && !p->masquerade &&
+	    !(flags & CONN_STACK) && p->t.proto == IPPROTO_TCP &&
+	    (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
 		struct conn *y;
 
 		c.flags |= CONN_YOUNG;
