@@ -185,6 +185,37 @@ func TestYoungOfTheOtherSide(t *testing.T) {
 	}
 }
 
+// TestYoungNamesOfOnePlace: the addresses are part of the name. What was judged of one connection does not let another
+// through that has its ports and its place.
+func TestYoungNamesOfOnePlace(t *testing.T) {
+	w := newWorld(t, map[string]any{"young_slots": uint32(1)})
+	both(t, func(t *testing.T, v6 bool) {
+		w.t = t
+		w.reset()
+		defer w.unselect()
+		w.run("from_pod", fromA(pick(v6, podB4, podB6)).frame()).expect(t, bpf.MapsReasonFORWARD_TO_POD, redirect, nil)
+		before := w.young()[0]
+		w.enforce(1, egress, 0)
+		other := fromA(pick(v6, far4, far6))
+		w.run("from_pod", other.frame()).expect(t, bpf.MapsReasonDROP_POLICY, shot, nil)
+		w.run("from_pod", flagged(other, ack).frame()).expect(t, bpf.MapsReasonDROP_POLICY, shot, nil)
+		if now := w.young()[0]; now != before {
+			t.Errorf("in the place: %+v, was %+v", now, before)
+		}
+		// Nor does the end of the one free the place of the other.
+		for k, c := range w.begun(1) {
+			if c.Flags&connYoung == 0 {
+				c.Seen -= 1000
+				w.change(k, c)
+			}
+		}
+		w.run("from_pod", flagged(other, ack).frame())
+		if now := w.young()[0]; now.Key != before.Key {
+			t.Errorf("in the place after the end of the other: %+v", now)
+		}
+	})
+}
+
 // TestYoungPlaceIsGivenOnce: of two CPUs that begin connections for one place at once, one gets it, and what is in it is
 // whole.
 func TestYoungPlaceIsGivenOnce(t *testing.T) {

@@ -205,11 +205,8 @@ static __always_inline struct conn *flow_find(struct pkt *p,
 		}
 		return NULL;
 	}
-	if (unlikely(young_lasts(c, p->now))) {
+	if (unlikely(young_lasts(c, p->now)))
 		c = young_leave(&p->key, c, p->now);
-		if (!c)
-			return NULL;
-	}
 	p->reply = p->hi != !!(c->flags & CONN_FROM_HI);
 	return c;
 }

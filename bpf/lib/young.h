@@ -101,25 +101,38 @@ static __always_inline void young_free(const struct flow_key *k, __u32 now)
 	bpf_spin_unlock(&y->lock);
 }
 
+/* What is closing stays: it is over soon. */
 static __always_inline bool young_lasts(const struct conn *c, __u32 now)
 {
-	return (c->flags & (CONN_YOUNG | CONN_SETTLED)) ==
+	return (c->flags & (CONN_YOUNG | CONN_SETTLED | CONN_CLOSING)) ==
 		       (CONN_YOUNG | CONN_SETTLED) &&
 	       (__s32)(now - c->began) >= YOUNG_TICKS;
 }
 
-/* Takes the connection into the table of all. Returns where it is then; NULL: it was evicted at once. */
+/*
+ * Takes the connection into the table of all. Returns where it is then: where it
+ * was, when there is no room. Another CPU may do the same, or write to c, just
+ * now: the first to come makes the entry, and what only grows is taken from c
+ * once more. A judgement may be copied in halves; it is made anew.
+ */
 static __subprogram struct conn *young_leave(const struct flow_key *k,
 					     struct conn *c, __u32 now)
 {
-	struct conn copy = *c;
+	struct conn copy = *c, *all;
 
+	conn_unjudge(&copy);
 	copy.flags &= ~CONN_YOUNG;
 	copy.began = 0;
-	if (bpf_map_update_elem(&conntrack, k, &copy, BPF_ANY))
+	bpf_map_update_elem(&conntrack, k, &copy, BPF_NOEXIST);
+	all = bpf_map_lookup_elem(&conntrack, k);
+	if (!all)
 		return c;
 	young_free(k, now);
-	return bpf_map_lookup_elem(&conntrack, k);
+	/* c rests: it is nobody else's yet. */
+	all->flags |= c->flags & CONN_CLOSING;
+	all->tcp_flags[0] |= c->tcp_flags[0];
+	all->tcp_flags[1] |= c->tcp_flags[1];
+	return all;
 }
 
 #endif

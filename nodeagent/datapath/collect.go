@@ -184,17 +184,18 @@ func (d *Datapath) collect(ctx context.Context) (int, error) {
 	if round.host != nil {
 		defer round.host.Close()
 	}
-	removed, left, err := round.sweep(answered)
-	if err != nil {
-		return removed, fmt.Errorf("collect connections: %w", err)
-	}
-	d.gc.set(bpf.MapsMapConntrack, int64(left))
-	emptied, left, err := round.sweepYoung(young)
-	removed += emptied
+	// The young first: what leaves them meanwhile is met in the other table, where it is before it goes here.
+	removed, left, err := round.sweepYoung(young)
 	if err != nil {
 		return removed, fmt.Errorf("collect young connections: %w", err)
 	}
 	d.gc.set(bpf.MapsMapYoung, int64(left))
+	swept, left, err := round.sweep(answered)
+	removed += swept
+	if err != nil {
+		return removed, fmt.Errorf("collect connections: %w", err)
+	}
+	d.gc.set(bpf.MapsMapConntrack, int64(left))
 	for _, id := range ids {
 		if ctx.Err() != nil {
 			return removed, nil
