@@ -126,7 +126,7 @@ func readers(now uint32) map[string]reader {
 		}, col("interface", maptable.Interface), col("ipv4", maptable.Address), col("ipv6", maptable.Address), col("mac", maptable.Text),
 			col("mtu", maptable.Number), col("flags", maptable.Text)),
 
-		bpf.MapsMapConntrack:  of(func(k *bpf.FlowKey, v *bpf.Conn) []any { return connection(k, v, now) }, connColumns...),
+		bpf.MapsMapConntrack: of(func(k *bpf.FlowKey, v *bpf.Conn) []any { return connection(k, v, now) }, connColumns...),
 		bpf.MapsMapYoung: of(func(_ *uint32, v *bpf.YoungConn) []any {
 			if v.Key.Proto == 0 || v.Conn.Over(v.Key.Proto, now) {
 				return nil // a free place
