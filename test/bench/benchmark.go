@@ -19,10 +19,27 @@ type options struct {
 	out            string
 	testCluster    string
 	beside         string
+	objects        string
 	times          int
 	only           string
 	cluster        string
 	kinds          string
+}
+
+// part tells whether it is asked for.
+func (o options) part(name string) bool {
+	return o.only == "" || slices.Contains(strings.Split(o.only, ","), name)
+}
+
+// compares is what measures other builds beside this one, nil where that is not asked for.
+func (o options) compares() func(context.Context, io.Writer, options) ([]Figure, error) {
+	switch {
+	case o.beside != "":
+		return buildFigures
+	case o.objects != "":
+		return objectFigures
+	}
+	return nil
 }
 
 // The bars: what the product promises of its own shapes.
@@ -39,9 +56,9 @@ var promised = map[string]bars{
 func benchmark(ctx context.Context, o options) (err error) {
 	log := os.Stderr
 	var figures []Figure
-	want := func(part string) bool { return o.only == "" || slices.Contains(strings.Split(o.only, ","), part) }
-	if o.beside != "" {
-		if figures, err = buildFigures(ctx, log, o); err != nil {
+	want := o.part
+	if compare := o.compares(); compare != nil {
+		if figures, err = compare(ctx, log, o); err != nil {
 			return err
 		}
 		return report(log, o, figures)
@@ -254,7 +271,7 @@ func report(log io.Writer, o options, figures []Figure) error {
 		fmt.Fprintln(log, line(f))
 	}
 	fmt.Fprintf(log, "%d figures, %d below their bar\n", len(figures), missed)
-	if o.only != "" || o.beside != "" {
+	if o.only != "" || o.compares() != nil {
 		return nil // a look, not the record
 	}
 	return write(o.out, figures, time.Now())

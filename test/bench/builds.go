@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 )
 
@@ -59,10 +58,6 @@ func besideOnce(ctx context.Context, log io.Writer, o options, oursFirst bool) (
 			return nil, err
 		}
 	}
-	parts := []string{"same", "cross"}
-	if o.only != "" {
-		parts = strings.Split(o.only, ",")
-	}
 	compare := func(name, server string) error {
 		var shapes []shape
 		for _, side := range []struct {
@@ -79,12 +74,12 @@ func besideOnce(ctx context.Context, log io.Writer, o options, oursFirst bool) (
 		figures = append(figures, f...)
 		return err
 	}
-	if slices.Contains(parts, "same") {
+	if o.part("same") {
 		if err := compare("same node", "same"); err != nil {
 			return nil, err
 		}
 	}
-	if !slices.Contains(parts, "cross") {
+	if !o.part("cross") {
 		return figures, nil
 	}
 	for _, side := range []*ours{c, other} {

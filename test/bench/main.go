@@ -44,6 +44,7 @@ func start(args []string) error {
 	fs.StringVar(&o.out, "out", "docs", "folder for benchmarks.md and benchmarks.json")
 	fs.StringVar(&o.testCluster, "test-cluster", os.Getenv("TEST_CLUSTER"), "the test-cluster binary")
 	fs.StringVar(&o.beside, "beside", "", "another checkout: measure what it builds beside what this one builds, same node and cross, and write nothing")
+	fs.StringVar(&o.objects, "objects", "", "folders of BPF objects (as `go generate ./bpf` leaves them; separated by commas): measure the programs of each beside this build's, in turns in one cluster, same node and cross, and write nothing")
 	fs.IntVar(&o.times, "times", 4, "with --beside: how often both checkouts, which must stay as they are, are built and brought up; the rounds are shared among these")
 	fs.StringVar(&o.kinds, "kinds", "rr,crr,rr-cross,crr-cross,udp,stream", "what is measured between shapes")
 	fs.StringVar(&o.cluster, "name", "bench", "name of the cluster that is made for it")
@@ -52,9 +53,12 @@ func start(args []string) error {
 		return err
 	}
 	for _, part := range strings.Split(o.only, ",") {
-		if o.beside != "" && part != "" && part != "same" && part != "cross" {
-			return fmt.Errorf("--beside measures same and cross, not %s", part)
+		if o.compares() != nil && part != "" && part != "same" && part != "cross" {
+			return fmt.Errorf("--beside and --objects measure same and cross, not %s", part)
 		}
+	}
+	if o.beside != "" && o.objects != "" {
+		return errors.New("--beside and --objects: one at a time")
 	}
 	if o.times < 1 || o.rounds < 1 {
 		return errors.New("--rounds and --times must be at least 1")
