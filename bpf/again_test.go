@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/cilium/ebpf/btf"
+
 	"github.com/kube-cilium/kube-cilium/bpf"
 )
 
@@ -249,23 +251,25 @@ func testAgain(t *testing.T, w *world, c way, proto uint8, v6 bool) {
 // age makes what a program remembers a tick older.
 func (w *world) age(program string) {
 	w.t.Helper()
-	m := w.program(program).Maps["again_slots"]
-	const now = 48 // offset in struct again
-	for slot := range m.MaxEntries() {
-		var per [][]byte
-		if err := m.Lookup(slot, &per); err != nil {
-			w.t.Fatal(err)
+	const slot, now = 128, 48 // the size of struct again, and an offset in it
+	memory, size := w.desks(program)
+	for _, part := range w.spec(program).Maps["desks"].Value.(*btf.Struct).Members {
+		if part.Name != "again" {
+			continue
 		}
-		dirty := false
-		for _, b := range per {
-			if n := binary.NativeEndian.Uint32(b[now:]); n != 0 {
-				binary.NativeEndian.PutUint32(b[now:], n-1)
-				dirty = true
-			}
-		}
-		if dirty {
-			if err := m.Put(slot, per); err != nil {
-				w.t.Fatal(err)
+		begin, slots := int64(part.Offset.Bytes()), int64(part.Type.(*btf.Array).Nelems)
+		var word [4]byte
+		for desk := int64(0); desk < int64(memory.Size()); desk += size {
+			for at := desk + begin; at < desk+begin+slots*slot; at += slot {
+				if _, err := memory.ReadAt(word[:], at+now); err != nil {
+					w.t.Fatal(err)
+				}
+				if n := binary.NativeEndian.Uint32(word[:]); n != 0 {
+					binary.NativeEndian.PutUint32(word[:], n-1)
+					if _, err := memory.WriteAt(word[:], at+now); err != nil {
+						w.t.Fatal(err)
+					}
+				}
 			}
 		}
 	}

@@ -6,6 +6,9 @@
  * ones for pods of this node, and replies to masqueraded connections. All else
  * is the host's and passes.
  */
+#define DESK_AGAIN 1
+#define DESK_ENDPOINTS 1
+#define DESK_PEERS 1
 #include "lib/common.h"
 #include "lib/config.h"
 

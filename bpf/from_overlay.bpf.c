@@ -6,6 +6,8 @@
  * that from_netdev left to it, and all of it in device mode. The device has
  * dealt with ECN.
  */
+#define DESK_ENDPOINTS 1
+#define DESK_PEERS 1
 #include "lib/common.h"
 #include "lib/config.h"
 

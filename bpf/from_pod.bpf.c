@@ -6,6 +6,10 @@
  * pair, and sends it the shortest way: into the other pod, through the tunnel,
  * out of an uplink, or to the host's stack.
  */
+#define DESK_AGAIN 1
+#define DESK_INTERFACES 1
+#define DESK_ENDPOINTS 1
+#define DESK_PEERS 1
 #include "lib/common.h"
 #include "lib/config.h"
 

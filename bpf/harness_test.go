@@ -134,18 +134,23 @@ func newWorld(t testing.TB, change map[string]any) *world {
 	return w
 }
 
+func (w *world) spec(name string) *ebpf.CollectionSpec {
+	w.t.Helper()
+	programs := bpf.DevicePrograms()
+	spec, err := programs[slices.IndexFunc(programs, func(p bpf.Program) bool { return p.Name == name })].Load()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return spec
+}
+
 // program is one of the programs, loaded on this world's maps.
 func (w *world) program(name string) *ebpf.Collection {
 	w.t.Helper()
 	if c := w.loaded[name]; c != nil {
 		return c
 	}
-	programs := bpf.DevicePrograms()
-	i := slices.IndexFunc(programs, func(p bpf.Program) bool { return p.Name == name })
-	spec, err := programs[i].Load()
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	spec := w.spec(name)
 	for name, v := range w.consts {
 		setConstant(w.t, spec, name, v)
 	}
@@ -382,25 +387,34 @@ func (w *world) counters(hook bpf.Hook) map[bpf.Reason]uint64 {
 	return out
 }
 
-// The redirect's target is the first word of the program's scratch.
-func (w *world) resetTarget(prog string) {
-	m := w.program(prog).Maps["scratch"]
-	zero := make([][]byte, ebpf.MustPossibleCPU())
-	for i := range zero {
-		zero[i] = make([]byte, m.ValueSize())
-	}
-	if err := m.Put(uint32(0), zero); err != nil {
+// desks is the memory of a program's desks (lib/desk.h), one for each processor, and how long one is.
+func (w *world) desks(prog string) (*ebpf.Memory, int64) {
+	m := w.program(prog).Maps["desks"]
+	memory, err := m.Memory()
+	if err != nil {
 		w.t.Fatal(err)
+	}
+	return memory, int64(m.ValueSize())
+}
+
+// The redirect's target is the first word of a desk.
+func (w *world) resetTarget(prog string) {
+	memory, size := w.desks(prog)
+	for at := int64(0); at < int64(memory.Size()); at += size {
+		if _, err := memory.WriteAt(make([]byte, 4), at); err != nil {
+			w.t.Fatal(err)
+		}
 	}
 }
 
 func (w *world) target(prog string) uint32 {
-	var per [][]byte
-	if err := w.program(prog).Maps["scratch"].Lookup(uint32(0), &per); err != nil {
-		w.t.Fatal(err)
-	}
-	for _, b := range per {
-		if n := binary.NativeEndian.Uint32(b); n != 0 {
+	memory, size := w.desks(prog)
+	var word [4]byte
+	for at := int64(0); at < int64(memory.Size()); at += size {
+		if _, err := memory.ReadAt(word[:], at); err != nil {
+			w.t.Fatal(err)
+		}
+		if n := binary.NativeEndian.Uint32(word[:]); n != 0 {
 			return n
 		}
 	}

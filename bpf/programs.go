@@ -2,13 +2,38 @@
 
 package bpf
 
-import "github.com/cilium/ebpf"
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
 
 // Program is one object file that holds the program of one hook on a device.
 type Program struct {
 	Name string // of the function in the object, and of the file
 	Hook Hook   // its slot in the map `hooks`
-	Load func() (*ebpf.CollectionSpec, error)
+	spec func() (*ebpf.CollectionSpec, error)
+}
+
+// Load reads the object that was built in, with a desk for each processor that this machine may have.
+func (p Program) Load() (*ebpf.CollectionSpec, error) {
+	spec, err := p.spec()
+	if err != nil {
+		return nil, err
+	}
+	return spec, GiveDesks(spec)
+}
+
+// GiveDesks sets how many desks (bpf/lib/desk.h) the objects of a program ask the kernel for.
+func GiveDesks(spec *ebpf.CollectionSpec) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("count processors: %w", err)
+	}
+	if desks := spec.Maps["desks"]; desks != nil {
+		desks.MaxEntries = uint32(cpus)
+	}
+	return nil
 }
 
 // DevicePrograms lists the programs that the stubs call, by their slots.

@@ -7,6 +7,7 @@
  * port could collide, gives those that do another port, and masquerades pods'
  * packets that took the host's stack.
  */
+#define DESK_PEERS 1
 #include "lib/common.h"
 #include "lib/config.h"
 

@@ -20,15 +20,13 @@ const (
 	ToNetdevMapBackends          = "backends"
 	ToNetdevMapClasses           = "classes"
 	ToNetdevMapConntrack         = "conntrack"
+	ToNetdevMapDesks             = "desks"
 	ToNetdevMapDevices           = "devices"
 	ToNetdevMapDropBudgets       = "drop_budgets"
 	ToNetdevMapEndpoints         = "endpoints"
 	ToNetdevMapEvents            = "events"
 	ToNetdevMapFragments         = "fragments"
 	ToNetdevMapHooks             = "hooks"
-	ToNetdevMapKnownEndpoints    = "known_endpoints"
-	ToNetdevMapKnownInterfaces   = "known_interfaces"
-	ToNetdevMapKnownPeers        = "known_peers"
 	ToNetdevMapLiveSettings      = "live_settings"
 	ToNetdevMapMetrics           = "metrics"
 	ToNetdevMapNodes             = "nodes"
@@ -36,7 +34,6 @@ const (
 	ToNetdevMapPodInterfaces     = "pod_interfaces"
 	ToNetdevMapPolicies          = "policies"
 	ToNetdevMapPrefixes          = "prefixes"
-	ToNetdevMapScratch           = "scratch"
 	ToNetdevMapServiceNames      = "service_names"
 	ToNetdevMapServices          = "services"
 	ToNetdevMapUnanswered        = "unanswered"
@@ -116,33 +113,30 @@ type ToNetdevProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToNetdevMapSpecs struct {
-	Advances        *ebpf.MapSpec `ebpf:"advances"`
-	Backends        *ebpf.MapSpec `ebpf:"backends"`
-	Classes         *ebpf.MapSpec `ebpf:"classes"`
-	Conntrack       *ebpf.MapSpec `ebpf:"conntrack"`
-	Devices         *ebpf.MapSpec `ebpf:"devices"`
-	DropBudgets     *ebpf.MapSpec `ebpf:"drop_budgets"`
-	Endpoints       *ebpf.MapSpec `ebpf:"endpoints"`
-	Events          *ebpf.MapSpec `ebpf:"events"`
-	Fragments       *ebpf.MapSpec `ebpf:"fragments"`
-	Hooks           *ebpf.MapSpec `ebpf:"hooks"`
-	KnownEndpoints  *ebpf.MapSpec `ebpf:"known_endpoints"`
-	KnownInterfaces *ebpf.MapSpec `ebpf:"known_interfaces"`
-	KnownPeers      *ebpf.MapSpec `ebpf:"known_peers"`
-	LiveSettings    *ebpf.MapSpec `ebpf:"live_settings"`
-	Metrics         *ebpf.MapSpec `ebpf:"metrics"`
-	Nodes           *ebpf.MapSpec `ebpf:"nodes"`
-	Peers           *ebpf.MapSpec `ebpf:"peers"`
-	PodInterfaces   *ebpf.MapSpec `ebpf:"pod_interfaces"`
-	Policies        *ebpf.MapSpec `ebpf:"policies"`
-	Prefixes        *ebpf.MapSpec `ebpf:"prefixes"`
-	Scratch         *ebpf.MapSpec `ebpf:"scratch"`
-	ServiceNames    *ebpf.MapSpec `ebpf:"service_names"`
-	Services        *ebpf.MapSpec `ebpf:"services"`
-	Unanswered      *ebpf.MapSpec `ebpf:"unanswered"`
-	VerdictRanges   *ebpf.MapSpec `ebpf:"verdict_ranges"`
-	Verdicts        *ebpf.MapSpec `ebpf:"verdicts"`
-	Young           *ebpf.MapSpec `ebpf:"young"`
+	Advances      *ebpf.MapSpec `ebpf:"advances"`
+	Backends      *ebpf.MapSpec `ebpf:"backends"`
+	Classes       *ebpf.MapSpec `ebpf:"classes"`
+	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
+	Desks         *ebpf.MapSpec `ebpf:"desks"`
+	Devices       *ebpf.MapSpec `ebpf:"devices"`
+	DropBudgets   *ebpf.MapSpec `ebpf:"drop_budgets"`
+	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
+	Events        *ebpf.MapSpec `ebpf:"events"`
+	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
+	Hooks         *ebpf.MapSpec `ebpf:"hooks"`
+	LiveSettings  *ebpf.MapSpec `ebpf:"live_settings"`
+	Metrics       *ebpf.MapSpec `ebpf:"metrics"`
+	Nodes         *ebpf.MapSpec `ebpf:"nodes"`
+	Peers         *ebpf.MapSpec `ebpf:"peers"`
+	PodInterfaces *ebpf.MapSpec `ebpf:"pod_interfaces"`
+	Policies      *ebpf.MapSpec `ebpf:"policies"`
+	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
+	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
+	Services      *ebpf.MapSpec `ebpf:"services"`
+	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
+	VerdictRanges *ebpf.MapSpec `ebpf:"verdict_ranges"`
+	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
+	Young         *ebpf.MapSpec `ebpf:"young"`
 }
 
 // ToNetdevVariableSpecs contains global variables before they are loaded into the kernel.
@@ -192,33 +186,30 @@ func (o *ToNetdevObjects) Close() error {
 //
 // It can be passed to LoadToNetdevObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToNetdevMaps struct {
-	Advances        *ebpf.Map `ebpf:"advances"`
-	Backends        *ebpf.Map `ebpf:"backends"`
-	Classes         *ebpf.Map `ebpf:"classes"`
-	Conntrack       *ebpf.Map `ebpf:"conntrack"`
-	Devices         *ebpf.Map `ebpf:"devices"`
-	DropBudgets     *ebpf.Map `ebpf:"drop_budgets"`
-	Endpoints       *ebpf.Map `ebpf:"endpoints"`
-	Events          *ebpf.Map `ebpf:"events"`
-	Fragments       *ebpf.Map `ebpf:"fragments"`
-	Hooks           *ebpf.Map `ebpf:"hooks"`
-	KnownEndpoints  *ebpf.Map `ebpf:"known_endpoints"`
-	KnownInterfaces *ebpf.Map `ebpf:"known_interfaces"`
-	KnownPeers      *ebpf.Map `ebpf:"known_peers"`
-	LiveSettings    *ebpf.Map `ebpf:"live_settings"`
-	Metrics         *ebpf.Map `ebpf:"metrics"`
-	Nodes           *ebpf.Map `ebpf:"nodes"`
-	Peers           *ebpf.Map `ebpf:"peers"`
-	PodInterfaces   *ebpf.Map `ebpf:"pod_interfaces"`
-	Policies        *ebpf.Map `ebpf:"policies"`
-	Prefixes        *ebpf.Map `ebpf:"prefixes"`
-	Scratch         *ebpf.Map `ebpf:"scratch"`
-	ServiceNames    *ebpf.Map `ebpf:"service_names"`
-	Services        *ebpf.Map `ebpf:"services"`
-	Unanswered      *ebpf.Map `ebpf:"unanswered"`
-	VerdictRanges   *ebpf.Map `ebpf:"verdict_ranges"`
-	Verdicts        *ebpf.Map `ebpf:"verdicts"`
-	Young           *ebpf.Map `ebpf:"young"`
+	Advances      *ebpf.Map `ebpf:"advances"`
+	Backends      *ebpf.Map `ebpf:"backends"`
+	Classes       *ebpf.Map `ebpf:"classes"`
+	Conntrack     *ebpf.Map `ebpf:"conntrack"`
+	Desks         *ebpf.Map `ebpf:"desks"`
+	Devices       *ebpf.Map `ebpf:"devices"`
+	DropBudgets   *ebpf.Map `ebpf:"drop_budgets"`
+	Endpoints     *ebpf.Map `ebpf:"endpoints"`
+	Events        *ebpf.Map `ebpf:"events"`
+	Fragments     *ebpf.Map `ebpf:"fragments"`
+	Hooks         *ebpf.Map `ebpf:"hooks"`
+	LiveSettings  *ebpf.Map `ebpf:"live_settings"`
+	Metrics       *ebpf.Map `ebpf:"metrics"`
+	Nodes         *ebpf.Map `ebpf:"nodes"`
+	Peers         *ebpf.Map `ebpf:"peers"`
+	PodInterfaces *ebpf.Map `ebpf:"pod_interfaces"`
+	Policies      *ebpf.Map `ebpf:"policies"`
+	Prefixes      *ebpf.Map `ebpf:"prefixes"`
+	ServiceNames  *ebpf.Map `ebpf:"service_names"`
+	Services      *ebpf.Map `ebpf:"services"`
+	Unanswered    *ebpf.Map `ebpf:"unanswered"`
+	VerdictRanges *ebpf.Map `ebpf:"verdict_ranges"`
+	Verdicts      *ebpf.Map `ebpf:"verdicts"`
+	Young         *ebpf.Map `ebpf:"young"`
 }
 
 func (m *ToNetdevMaps) Close() error {
@@ -227,15 +218,13 @@ func (m *ToNetdevMaps) Close() error {
 		m.Backends,
 		m.Classes,
 		m.Conntrack,
+		m.Desks,
 		m.Devices,
 		m.DropBudgets,
 		m.Endpoints,
 		m.Events,
 		m.Fragments,
 		m.Hooks,
-		m.KnownEndpoints,
-		m.KnownInterfaces,
-		m.KnownPeers,
 		m.LiveSettings,
 		m.Metrics,
 		m.Nodes,
@@ -243,7 +232,6 @@ func (m *ToNetdevMaps) Close() error {
 		m.PodInterfaces,
 		m.Policies,
 		m.Prefixes,
-		m.Scratch,
 		m.ServiceNames,
 		m.Services,
 		m.Unanswered,

@@ -20,6 +20,7 @@ const (
 	ToPodMapBackends          = "backends"
 	ToPodMapClasses           = "classes"
 	ToPodMapConntrack         = "conntrack"
+	ToPodMapDesks             = "desks"
 	ToPodMapDevices           = "devices"
 	ToPodMapDropBudgets       = "drop_budgets"
 	ToPodMapEndpoints         = "endpoints"
@@ -33,7 +34,6 @@ const (
 	ToPodMapPodInterfaces     = "pod_interfaces"
 	ToPodMapPolicies          = "policies"
 	ToPodMapPrefixes          = "prefixes"
-	ToPodMapScratch           = "scratch"
 	ToPodMapServiceNames      = "service_names"
 	ToPodMapServices          = "services"
 	ToPodMapUnanswered        = "unanswered"
@@ -117,6 +117,7 @@ type ToPodMapSpecs struct {
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
 	Classes       *ebpf.MapSpec `ebpf:"classes"`
 	Conntrack     *ebpf.MapSpec `ebpf:"conntrack"`
+	Desks         *ebpf.MapSpec `ebpf:"desks"`
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
 	DropBudgets   *ebpf.MapSpec `ebpf:"drop_budgets"`
 	Endpoints     *ebpf.MapSpec `ebpf:"endpoints"`
@@ -130,7 +131,6 @@ type ToPodMapSpecs struct {
 	PodInterfaces *ebpf.MapSpec `ebpf:"pod_interfaces"`
 	Policies      *ebpf.MapSpec `ebpf:"policies"`
 	Prefixes      *ebpf.MapSpec `ebpf:"prefixes"`
-	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceNames  *ebpf.MapSpec `ebpf:"service_names"`
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Unanswered    *ebpf.MapSpec `ebpf:"unanswered"`
@@ -190,6 +190,7 @@ type ToPodMaps struct {
 	Backends      *ebpf.Map `ebpf:"backends"`
 	Classes       *ebpf.Map `ebpf:"classes"`
 	Conntrack     *ebpf.Map `ebpf:"conntrack"`
+	Desks         *ebpf.Map `ebpf:"desks"`
 	Devices       *ebpf.Map `ebpf:"devices"`
 	DropBudgets   *ebpf.Map `ebpf:"drop_budgets"`
 	Endpoints     *ebpf.Map `ebpf:"endpoints"`
@@ -203,7 +204,6 @@ type ToPodMaps struct {
 	PodInterfaces *ebpf.Map `ebpf:"pod_interfaces"`
 	Policies      *ebpf.Map `ebpf:"policies"`
 	Prefixes      *ebpf.Map `ebpf:"prefixes"`
-	Scratch       *ebpf.Map `ebpf:"scratch"`
 	ServiceNames  *ebpf.Map `ebpf:"service_names"`
 	Services      *ebpf.Map `ebpf:"services"`
 	Unanswered    *ebpf.Map `ebpf:"unanswered"`
@@ -218,6 +218,7 @@ func (m *ToPodMaps) Close() error {
 		m.Backends,
 		m.Classes,
 		m.Conntrack,
+		m.Desks,
 		m.Devices,
 		m.DropBudgets,
 		m.Endpoints,
@@ -231,7 +232,6 @@ func (m *ToPodMaps) Close() error {
 		m.PodInterfaces,
 		m.Policies,
 		m.Prefixes,
-		m.Scratch,
 		m.ServiceNames,
 		m.Services,
 		m.Unanswered,

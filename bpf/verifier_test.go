@@ -91,13 +91,15 @@ func verify(t *testing.T, spec *ebpf.CollectionSpec) {
 // TestVerifier loads every program with each constant off, on, and flipped alone both ways.
 func TestVerifier(t *testing.T) {
 	needRoot(t)
-	programs := append(bpf.DevicePrograms(),
-		bpf.Program{Name: "sock", Load: bpf.LoadSock}, bpf.Program{Name: "stub", Load: bpf.LoadStub})
-	for _, p := range programs {
-		t.Run(p.Name, func(t *testing.T) {
+	programs := map[string]func() (*ebpf.CollectionSpec, error){"sock": bpf.LoadSock, "stub": bpf.LoadStub}
+	for _, p := range bpf.DevicePrograms() {
+		programs[p.Name] = p.Load
+	}
+	for name, program := range programs {
+		t.Run(name, func(t *testing.T) {
 			for _, base := range []bool{false, true} {
 				load := func(flip string) {
-					spec, err := p.Load()
+					spec, err := program()
 					if err != nil {
 						t.Fatal(err)
 					}

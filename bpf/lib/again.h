@@ -23,76 +23,16 @@
 #define KUBE_CILIUM_AGAIN_H
 
 #include "conntrack.h"
+#include "desk.h"
 #include "parse.h"
 
-#define AGAIN_SLOTS 1024
-
-enum again_kind {
-	AGAIN_IPV6 = 1 << 8,	/* above the protocol */
-	AGAIN_TUNNEL = 1 << 9,	/* it came in the tunnel */
-};
-
-/* Where the packets of a direction go. */
-enum again_way {
-	AGAIN_POD = 0,
-	AGAIN_NETWORK,
-	AGAIN_NODE,
-};
-
-/* What tells a connection and direction, and where its packets come from. */
-struct sight {
-	union addr saddr;
-	union addr daddr;
-	__u32 ports;		/* both, as they are in the frame */
-	__u32 kind;		/* protocol, enum again_kind */
-	__u32 from;		/* the pod's ifindex, or the VNI; else 0 */
-	__be32 outer;		/* IPv4 address of the tunnel's other end, where it came in the tunnel; else 0 */
-};
-
-/* Two cache lines: what it must agree in, and what is done. */
-struct again {
-	struct sight sight;
-	__u32 now;
-	__u32 generation;
-	__u32 addresses;
-	__u32 interval;
-
-	__u32 target;		/* ifindex */
-	__u16 mtu;		/* of the way, off this node */
-	__u8 way;		/* enum again_way */
-	__u8 tcp_flags;		/* seen before in this direction; and PSH, which tells nothing of a connection */
-	union {
-		struct {
-			__u8 mac[6];
-			__u8 host_mac[6];
-		} pod;
-		union addr next;
-		struct {
-			struct encap encap;	/* with lengths 0 */
-			__u16 pad;
-			__u32 hash;		/* of the frame: it chose the source port */
-		} node;
-	};
-};
-
-_Static_assert(sizeof(struct again) == 128, "again");
-_Static_assert(offsetof(struct again, target) == 64, "again");
-_Static_assert(offsetof(struct again, node.encap) % 8 == 0, "again");
-
-/* Private to each program and CPU; never pinned. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, AGAIN_SLOTS);
-	__type(key, __u32);
-	__type(value, struct again);
-} again_slots SEC(".maps");
-
-static __always_inline struct again *again_slot(const struct sight *s)
+static __always_inline struct again *again_slot(const struct pkt *p,
+						 const struct sight *s)
 {
 	__u32 slot = (s->saddr.w[3] ^ s->ports) * 0x9e3779b1 ^ s->daddr.w[3];
 
 	slot = slot * 0x85ebca6b >> 22;
-	return bpf_map_lookup_elem(&again_slots, &slot);
+	return DESK_SLOT(p, again, slot & (AGAIN_SLOTS - 1));
 }
 
 /* What is read of a packet beside its sight. */
@@ -184,8 +124,8 @@ again_find(const struct pkt *p, const struct sight *s, const struct glimpse *g)
 	/* Ends of connections, before anything is looked up. */
 	if (g->tcp_flags & TCP_REPORTED)
 		return NULL;
-	a = again_slot(s);
-	if (!a || a->now != p->now || a->generation != p->generation ||
+	a = again_slot(p, s);
+	if (a->now != p->now || a->generation != p->generation ||
 	    a->addresses != p->addresses || a->interval != p->interval ||
 	    !addr_equal(&a->sight.saddr, &s->saddr) ||
 	    !addr_equal(&a->sight.daddr, &s->daddr) ||
@@ -221,9 +161,7 @@ static __subprogram struct again *again_begin(struct pkt *p,
 	s.kind = p->t.proto | (p->ipv6 ? AGAIN_IPV6 : 0) | (came ? AGAIN_TUNNEL : 0);
 	s.from = from;
 	s.outer = came ? p->node.w[3] : 0;
-	a = again_slot(&s);
-	if (!a)
-		return NULL;
+	a = again_slot(p, &s);
 	a->sight = s;
 	a->now = p->now;
 	a->generation = p->generation;

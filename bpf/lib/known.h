@@ -5,66 +5,12 @@
  * holds while settings.addresses stays, which the agent moves on after every
  * change of these tables; a program reads it before anything else (begin()), so
  * what it keeps is never newer than it says.
- *
- * A slot is the answer until the next question of its kind: each of these is
- * asked in one place of a program.
  */
 #ifndef KUBE_CILIUM_KNOWN_H
 #define KUBE_CILIUM_KNOWN_H
 
-#include "packet.h"
+#include "desk.h"
 #include "peers.h"
-
-#define KNOWN_SLOTS 1024
-
-/* Where what is known of an address comes from. */
-enum known_from {
-	KNOWN_NOBODY = 0,
-	KNOWN_EXACT = 1,	/* an entry of the address */
-	KNOWN_PREFIX = 2,	/* of a prefix */
-};
-
-struct known_interface {
-	__u32 ifindex;
-	__u32 addresses;	/* settings.addresses when the table was asked */
-	struct pod_interface pod;
-};
-
-struct known_endpoint {
-	union addr addr;
-	__u32 addresses;
-	__u32 from;		/* enum known_from */
-	struct endpoint endpoint;
-};
-
-struct known_peer {
-	union addr addr;
-	__u32 addresses;
-	__u32 from;		/* enum known_from */
-	struct peer peer;
-};
-
-/* Private to each program and CPU; never pinned. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, KNOWN_SLOTS);
-	__type(key, __u32);
-	__type(value, struct known_interface);
-} known_interfaces SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, KNOWN_SLOTS);
-	__type(key, __u32);
-	__type(value, struct known_endpoint);
-} known_endpoints SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, KNOWN_SLOTS);
-	__type(key, __u32);
-	__type(value, struct known_peer);
-} known_peers SEC(".maps");
 
 /* Neighbours in a node's prefix have slots of their own. */
 static __always_inline __u32 known_slot(const union addr *addr)
@@ -79,11 +25,9 @@ static __always_inline const struct pod_interface *
 known_pod(const struct pkt *p, __u32 ifindex)
 {
 	__u32 slot = ifindex & (KNOWN_SLOTS - 1);
-	struct known_interface *k = bpf_map_lookup_elem(&known_interfaces, &slot);
+	struct known_interface *k = DESK_SLOT(p, interfaces, slot);
 	struct pod_interface *pod;
 
-	if (!k)
-		return NULL;
 	if (likely(k->ifindex == ifindex && k->addresses == p->addresses))
 		return &k->pod;
 	pod = bpf_map_lookup_elem(&pod_interfaces, &ifindex);
@@ -100,11 +44,9 @@ static __always_inline const struct endpoint *
 known_endpoint(const struct pkt *p, const union addr *addr)
 {
 	__u32 slot = known_slot(addr);
-	struct known_endpoint *k = bpf_map_lookup_elem(&known_endpoints, &slot);
+	struct known_endpoint *k = DESK_SLOT(p, endpoints, slot);
 	struct endpoint *e;
 
-	if (!k)
-		return NULL;
 	if (unlikely(k->addresses != p->addresses ||
 		     !addr_equal(&k->addr, addr))) {
 		e = bpf_map_lookup_elem(&endpoints, addr);
@@ -119,16 +61,14 @@ known_endpoint(const struct pkt *p, const union addr *addr)
 	return k->from ? &k->endpoint : NULL;
 }
 
-/* What is known of an address elsewhere. NULL cannot happen. */
+/* What is known of an address elsewhere. */
 static __always_inline const struct known_peer *
 known_peer(const struct pkt *p, const union addr *addr)
 {
 	__u32 slot = known_slot(addr);
-	struct known_peer *k = bpf_map_lookup_elem(&known_peers, &slot);
+	struct known_peer *k = DESK_SLOT(p, peers, slot);
 	struct peer *peer;
 
-	if (!k)
-		return NULL;
 	if (unlikely(k->addresses != p->addresses ||
 		     !addr_equal(&k->addr, addr))) {
 		k->addr = *addr;

@@ -91,7 +91,7 @@ struct question {
 };
 
 /*
- * All that a program knows about its packet. It lies in `scratch`, not on the
+ * All that a program knows about its packet: the sheet on its desk (desk.h), not on the
  * stack: it would not fit, and the verifier, who follows what is on the stack
  * byte by byte, would see a new state in each combination of fields.
  */
@@ -156,14 +156,6 @@ struct pkt {
 	 */
 	struct bpf_sock whole[0];
 };
-
-/* One packet is in hand at a time on a CPU in each hook. Private to each program; never pinned. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct pkt);
-} scratch SEC(".maps");
 
 static __always_inline bool addr_equal(const union addr *a, const union addr *b)
 {

@@ -9,7 +9,7 @@
 #define KUBE_CILIUM_REPORT_H
 
 #include "count.h"
-#include "packet.h"
+#include "desk.h"
 #include "peers.h"
 
 /* Drop events that one CPU may send for one reason in one tick. */
@@ -29,7 +29,7 @@ static __always_inline struct pkt *head(struct __sk_buff *skb, __u8 hook)
 {
 	__u32 zero = 0;
 	struct settings *s = bpf_map_lookup_elem(&live_settings, &zero);
-	struct pkt *p = bpf_map_lookup_elem(&scratch, &zero);
+	struct pkt *p = desk_sheet();
 
 	if (!p || !s)
 		return NULL;

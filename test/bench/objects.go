@@ -126,6 +126,9 @@ func (n *nodePrograms) load(dir string) (slots, error) {
 	for _, p := range bpf.DevicePrograms() {
 		file := filepath.Join(dir, strings.ReplaceAll(p.Name, "_", "")+"_bpfel.o")
 		spec, err := ebpf.LoadCollectionSpec(file)
+		if err == nil {
+			err = bpf.GiveDesks(spec)
+		}
 		if err != nil {
 			return s, err
 		}
